@@ -1,0 +1,5 @@
+//! Checkpoints in shared memory that survive the node.
+pub mod membership;
+pub mod name;
+pub mod region;
+pub mod transport;

@@ -1,0 +1,2 @@
+//! The `ringkeep` binary.
+fn main() {}

@@ -1,0 +1,157 @@
+//! A shared mapping of a region's file, reached by offset.
+//!
+//! ```text
+//!   file on hugetlbfs or tmpfs ── fallocate'd to its full length before it is mapped
+//!   ┌────────┬───────────────┬───────────────┐
+//!   │ header │ slot 0        │ slot 1  …     │   mapped shared by: the server, the client, the NIC
+//!   └────────┴───────────────┴───────────────┘
+//! ```
+//!
+//! **Strategy.** Another process (or a NIC) may write the same bytes at any time, so the mapping is
+//! never lent out as `&[u8]` or `&mut [u8]` to code that can race with such a writer: bytes are
+//! copied in and out by offset, and what was copied is believed only after its checksum was found
+//! right. The words that hand something over are atomics.
+
+use std::{
+    fs::File,
+    io,
+    sync::atomic::{AtomicU32, AtomicU64},
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// A whole region mapped readable and writable, shared with whoever else maps its file.
+#[derive(Debug)]
+pub struct Mapping {
+    map: MmapRaw,
+    len: usize,
+}
+
+/// Offset and length that do not lie inside a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("bytes {offset}+{len} lie outside a mapping of {mapping_len} bytes")]
+pub struct OutOfBounds {
+    /// First byte asked for.
+    pub offset: u64,
+    /// Bytes asked for.
+    pub len: u64,
+    /// Bytes that the mapping has.
+    pub mapping_len: u64,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of `file`. `len` must already be a multiple of the file system's
+    /// page size (2 MiB on hugetlbfs), or unmapping a huge page mapping would fail silently, and
+    /// the space must have been reserved, or a touch could raise SIGBUS.
+    ///
+    /// # Errors
+    /// Whatever `mmap` answers; and `InvalidInput` when the file is shorter than `len`.
+    pub fn new(file: &File, len: usize) -> io::Result<Self> {
+        if file.metadata()?.len() < len as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is shorter than its mapping"));
+        }
+        let map = MmapOptions::new().len(len).map_raw(file)?;
+        Ok(Self { map, len })
+    }
+
+    /// Length in bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// The first byte's address, for registering the mapping with a transport.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// Checks that `len` bytes at `offset` lie inside.
+    pub fn check(&self, offset: u64, len: u64) -> Result<(), OutOfBounds> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len() => Ok(()),
+            _ => Err(OutOfBounds { offset, len, mapping_len: self.len() }),
+        }
+    }
+
+    /// Copies bytes out. Fails, without copying, when they are not all inside.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        self.check(offset, into.len() as u64)?;
+        // SAFETY: `check` holds the source inside the mapping, which lives as long as `self`; the
+        // destination is a distinct `&mut`. A racing writer can only make the copied bytes a mix
+        // of old and new, which is why callers validate them by checksum before use.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.at(offset), into.as_mut_ptr(), into.len());
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in. Fails, without copying, when they do not all fit.
+    pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), OutOfBounds> {
+        self.check(offset, from.len() as u64)?;
+        // SAFETY: as in `read_at`, with the roles exchanged.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), self.at(offset), from.len());
+        }
+        Ok(())
+    }
+
+    /// Copies `len` bytes inside the mapping. The two ranges must not overlap.
+    pub fn copy_within(&self, from: u64, to: u64, len: u64) -> Result<(), OutOfBounds> {
+        self.check(from, len)?;
+        self.check(to, len)?;
+        // SAFETY: both ranges are inside; `copy` allows overlap, so no wrong call is unsound.
+        unsafe {
+            std::ptr::copy(self.at(from), self.at(to), len as usize);
+        }
+        Ok(())
+    }
+
+    /// Bytes that no other party writes while they are borrowed.
+    ///
+    /// # Safety
+    /// Nobody, in this process, another one or a NIC, may write any of these bytes while the
+    /// returned slice lives.
+    pub unsafe fn quiet_slice(&self, offset: u64, len: u64) -> Result<&[u8], OutOfBounds> {
+        self.check(offset, len)?;
+        // SAFETY: in bounds by `check`; the caller guarantees that nobody writes.
+        Ok(unsafe { std::slice::from_raw_parts(self.at(offset), len as usize) })
+    }
+
+    /// Bytes that only the borrower touches while they are borrowed.
+    ///
+    /// # Safety
+    /// Nobody else, in this process, another one or a NIC, may read or write any of these bytes
+    /// while the returned slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn quiet_slice_mut(&self, offset: u64, len: u64) -> Result<&mut [u8], OutOfBounds> {
+        self.check(offset, len)?;
+        // SAFETY: in bounds by `check`; the caller guarantees that the access is exclusive.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.at(offset), len as usize) })
+    }
+
+    /// The naturally aligned 64-bit word at `offset`.
+    ///
+    /// # Panics
+    /// When the word is not inside or not aligned: offsets of words are layout constants.
+    pub fn atomic_u64(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && self.check(offset, 8).is_ok());
+        // SAFETY: inside and aligned by the assertion (the mapping itself is page aligned); every
+        // party reaches this word by atomic operations only; it lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.at(offset).cast()) }
+    }
+
+    /// The naturally aligned 32-bit word at `offset`.
+    ///
+    /// # Panics
+    /// As [`Mapping::atomic_u64`].
+    pub fn atomic_u32(&self, offset: u64) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && self.check(offset, 4).is_ok());
+        // SAFETY: as in `atomic_u64`.
+        unsafe { AtomicU32::from_ptr(self.at(offset).cast()) }
+    }
+
+    fn at(&self, offset: u64) -> *mut u8 {
+        // Callers have checked the offset; `wrapping_add` keeps this function safe regardless.
+        self.map.as_mut_ptr().wrapping_add(offset as usize)
+    }
+}

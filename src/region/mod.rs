@@ -1,0 +1,2 @@
+//! The shared memory that holds a checkpoint.
+pub mod mapping;
