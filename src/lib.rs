@@ -1,4 +1,6 @@
 //! Checkpoints in shared memory that survive the node.
+pub mod commit;
+#[cfg(feature = "server")]
 pub mod membership;
 pub mod name;
 pub mod region;

@@ -1,2 +1,283 @@
-//! The shared memory that holds a checkpoint.
+//! The shared memory that holds one checkpoint on one node.
+//!
+//! [`layout`] says where every byte lies, [`mapping`] reaches bytes by offset, [`files`] makes the
+//! files (huge pages when there is room, reserved to the last byte), and [`Region`] reads, checks
+//! and writes versions in them. Local region and mirror have the same layout.
+
+pub mod files;
+pub mod layout;
 pub mod mapping;
+mod mark;
+
+use std::sync::{Arc, atomic::Ordering};
+
+use twox_hash::XxHash3_64;
+
+pub use mark::{Mark, MarkError};
+
+use self::{
+    layout::{COMMIT_WORD_IN_SLOT, Layout, MARK_AT, MARK_BYTES},
+    mapping::{Mapping, OutOfBounds},
+};
+use crate::commit::{Extent, RECORD_BYTES, Record, RecordError, Version};
+
+/// Whose region it is: a slot's record must name both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Identity {
+    /// The checkpoint's id: 64 random bits, drawn when it was created.
+    pub checkpoint: u64,
+    /// Which region of this checkpoint: a larger capacity or a take-over makes a new one.
+    pub generation: u64,
+}
+
+/// A mapped region.
+#[derive(Debug, Clone)]
+pub struct Region {
+    mapping: Arc<Mapping>,
+    layout: Layout,
+    identity: Identity,
+}
+
+/// Why a slot does not hold a valid version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// The commit word says that the slot is empty or was being written.
+    #[error("an update of this slot was not finished")]
+    Unfinished,
+    /// The record is not right.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The chunk table does not match the record.
+    #[error("the chunk table does not match the record of version {version}")]
+    Table {
+        /// The version that the record claims.
+        version: Version,
+    },
+    /// A chunk does not match the table.
+    #[error("chunk {chunk} of version {version} is torn or damaged")]
+    Chunk {
+        /// The version that the record claims.
+        version: Version,
+        /// The first chunk that is wrong.
+        chunk: u64,
+    },
+}
+
+/// A valid version found in a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The slot that holds it.
+    pub slot: usize,
+    /// Its record.
+    pub record: Record,
+}
+
+/// Bytes hashed at once when the source may change meanwhile and must be copied out first.
+const BOUNCE_BYTES: usize = 64 << 10;
+
+impl Region {
+    /// A region over a mapping.
+    ///
+    /// # Errors
+    /// When the mapping is shorter than the layout needs.
+    pub fn new(
+        mapping: Arc<Mapping>,
+        layout: Layout,
+        identity: Identity,
+    ) -> Result<Self, OutOfBounds> {
+        mapping.check(0, layout.region_bytes())?;
+        Ok(Self { mapping, layout, identity })
+    }
+
+    /// Its measures.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whose it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The mapped memory.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// The record of a slot, if the slot claims to hold a version. The payload is not looked at.
+    pub fn record(&self, slot: usize) -> Result<Record, SlotError> {
+        let at = self.layout.slot(slot);
+        // SYNC POINT: pairs with the release store in `publish`.
+        let word = self.mapping.atomic_u64(at + COMMIT_WORD_IN_SLOT).load(Ordering::Acquire);
+        if word == 0 {
+            return Err(SlotError::Unfinished);
+        }
+        let mut bytes = [0; RECORD_BYTES];
+        self.read(at, &mut bytes);
+        let Identity { checkpoint, generation } = self.identity;
+        let record = Record::decode(&bytes, checkpoint, generation, self.layout.capacity())?;
+        if record.sequence == word { Ok(record) } else { Err(SlotError::Unfinished) }
+    }
+
+    /// Reads the whole slot and checks every checksum. The bytes may be written meanwhile: then
+    /// this finds it out.
+    pub fn verify(&self, slot: usize) -> Result<Record, SlotError> {
+        let record = self.record(slot)?;
+        let version = record.sequence;
+        let chunks = self.layout.chunks(record.len);
+        let mut table = vec![0; 8 * chunks as usize];
+        self.read(self.layout.table(slot), &mut table);
+        if XxHash3_64::oneshot(&table) != record.root {
+            return Err(SlotError::Table { version });
+        }
+        let mut bounce = vec![0; BOUNCE_BYTES.min(record.len as usize)];
+        for (chunk, entry) in table.chunks_exact(8).enumerate() {
+            let chunk = chunk as u64;
+            if self.bounced_checksum(slot, chunk, record.len, &mut bounce).to_le_bytes() != entry {
+                return Err(SlotError::Chunk { version, chunk });
+            }
+        }
+        Ok(record)
+    }
+
+    /// The newest slot by its record alone: what is there if nothing is damaged.
+    pub fn newest_by_record(&self) -> Option<Found> {
+        (0..self.layout.slots())
+            .filter_map(|slot| Some(Found { slot, record: self.record(slot).ok()? }))
+            .max_by_key(|found| found.record.sequence)
+    }
+
+    /// The newest slot whose every checksum is right.
+    pub fn newest_valid(&self) -> Option<Found> {
+        let mut claims: Vec<Found> = (0..self.layout.slots())
+            .filter_map(|slot| Some(Found { slot, record: self.record(slot).ok()? }))
+            .collect();
+        claims.sort_by_key(|found| std::cmp::Reverse(found.record.sequence));
+        claims.into_iter().find(|found| self.verify(found.slot) == Ok(found.record))
+    }
+
+    /// The version that each slot claims by its record, 0 where it claims none.
+    pub fn versions(&self) -> Vec<Version> {
+        (0..self.layout.slots()).map(|s| self.record(s).map_or(0, |r| r.sequence)).collect()
+    }
+
+    /// Marks a slot as being written: from now on it holds no version.
+    pub fn invalidate(&self, slot: usize) {
+        let at = self.layout.slot(slot) + COMMIT_WORD_IN_SLOT;
+        self.mapping.atomic_u64(at).store(0, Ordering::SeqCst);
+    }
+
+    /// Copies payload bytes from one slot to another, with their chunks' table entries.
+    pub fn bring_up_to_date(&self, from: usize, to: usize, extent: Extent) {
+        let (src, dst) = (self.layout.payload(from), self.layout.payload(to));
+        self.copy(src + extent.start, dst + extent.start, extent.len());
+        let first = extent.start / self.layout.chunk_bytes();
+        let end = extent.end.div_ceil(self.layout.chunk_bytes());
+        let (src, dst) = (self.layout.table(from), self.layout.table(to));
+        self.copy(src + 8 * first, dst + 8 * first, 8 * (end - first));
+    }
+
+    /// Recomputes the table entries of the chunks that `extent` touches, of a payload of `len`
+    /// bytes.
+    ///
+    /// # Safety
+    /// Nobody may write the slot meanwhile: it is the caller's working slot.
+    pub unsafe fn rehash(&self, slot: usize, extent: Extent, len: u64) {
+        let chunk_bytes = self.layout.chunk_bytes();
+        for chunk in extent.start / chunk_bytes..extent.end.min(len).div_ceil(chunk_bytes) {
+            let start = chunk * chunk_bytes;
+            let at = self.layout.payload(slot) + start;
+            // SAFETY: the caller is the slot's only writer and does not write during this call.
+            let bytes = unsafe { self.mapping.quiet_slice(at, chunk_bytes.min(len - start)) };
+            let checksum = XxHash3_64::oneshot(bytes.expect("inside: `new` checked the layout"));
+            self.write(self.layout.table(slot) + 8 * chunk, &checksum.to_le_bytes());
+        }
+    }
+
+    /// Writes the record and, last, the commit word: the version exists from here on.
+    ///
+    /// # Safety
+    /// As [`Region::rehash`].
+    pub unsafe fn publish(&self, slot: usize, epoch: u64, sequence: Version, len: u64) -> Record {
+        let chunks = self.layout.chunks(len);
+        // SAFETY: the caller is the slot's only writer and does not write during this call.
+        let table = unsafe { self.mapping.quiet_slice(self.layout.table(slot), 8 * chunks) };
+        let root = XxHash3_64::oneshot(table.expect("inside: `new` checked the layout"));
+        let Identity { checkpoint, generation } = self.identity;
+        let record = Record { checkpoint, epoch, generation, sequence, len, root };
+        let at = self.layout.slot(slot);
+        self.write(at, &record.encode());
+        // SYNC POINT: pairs with the acquire load in `record`.
+        self.mapping.atomic_u64(at + COMMIT_WORD_IN_SLOT).store(sequence, Ordering::Release);
+        record
+    }
+
+    /// The sync mark in the header page.
+    pub fn mark(&self) -> Result<Mark, MarkError> {
+        let mut bytes = [0; MARK_BYTES as usize];
+        self.read(MARK_AT, &mut bytes);
+        Mark::decode(&bytes, self.identity)
+    }
+
+    /// Writes the sync mark into the header page.
+    pub fn set_mark(&self, mark: Mark) {
+        self.write(MARK_AT, &mark.encode(self.identity));
+    }
+
+    /// Copies payload bytes of a slot out.
+    pub fn read_payload(
+        &self,
+        slot: usize,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), OutOfBounds> {
+        self.check_payload(offset, into.len() as u64)?;
+        self.mapping.read_at(self.layout.payload(slot) + offset, into)
+    }
+
+    /// Copies payload bytes into a slot.
+    pub fn write_payload(&self, slot: usize, offset: u64, from: &[u8]) -> Result<(), OutOfBounds> {
+        self.check_payload(offset, from.len() as u64)?;
+        self.mapping.write_at(self.layout.payload(slot) + offset, from)
+    }
+
+    /// Checks that payload bytes lie inside the capacity.
+    pub fn check_payload(&self, offset: u64, len: u64) -> Result<(), OutOfBounds> {
+        let capacity = self.layout.capacity();
+        match offset.checked_add(len) {
+            Some(end) if end <= capacity => Ok(()),
+            _ => Err(OutOfBounds { offset, len, mapping_len: capacity }),
+        }
+    }
+
+    fn bounced_checksum(&self, slot: usize, chunk: u64, len: u64, bounce: &mut [u8]) -> u64 {
+        let start = chunk * self.layout.chunk_bytes();
+        let end = (start + self.layout.chunk_bytes()).min(len);
+        let mut hasher = XxHash3_64::new();
+        let mut at = start;
+        while at < end {
+            let n = ((end - at) as usize).min(bounce.len());
+            self.read(self.layout.payload(slot) + at, &mut bounce[..n]);
+            std::hash::Hasher::write(&mut hasher, &bounce[..n]);
+            at += n as u64;
+        }
+        std::hash::Hasher::finish(&hasher)
+    }
+
+    // Offsets that come from the layout are inside: `new` checked that the mapping holds it all.
+
+    fn read(&self, at: u64, into: &mut [u8]) {
+        self.mapping.read_at(at, into).expect("inside: `new` checked the layout");
+    }
+
+    fn write(&self, at: u64, from: &[u8]) {
+        self.mapping.write_at(at, from).expect("inside: `new` checked the layout");
+    }
+
+    fn copy(&self, from: u64, to: u64, len: u64) {
+        self.mapping.copy_within(from, to, len).expect("inside: `new` checked the layout");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! Which slot takes the next version, what of it must be brought up to date, and the record that
+//! makes a version exist. Pure: numbers in, numbers out; the bytes are moved by [`crate::region`].
+//!
+//! A version is valid when its record's checksum is right (it covers the sequence and the root) and
+//! the root is the checksum of the chunk table, and every chunk has the checksum that the table
+//! says. Nothing is ever concluded from the order in which bytes arrived.
+//!
+//! Source: Liang, Wang, Fan, Fang 2010, section on the update of two copies; the rules are those
+//! of `docs/protocol.md`, "Update".
+
+mod ranges;
+mod record;
+mod segments;
+mod slots;
+
+pub use ranges::{Extent, RANGES_MAX, RangeSet, Stale};
+pub use record::{RECORD_BYTES, Record, RecordError};
+pub use segments::{SEGMENTS_PER_VERSION_MAX, SINGLE_WRITE_BYTES_MAX, segments};
+pub use slots::{Slots, Working};
+
+/// A checkpoint's version number, also called its sequence: 1, 2, 3, …; 0 is "nothing yet".
+pub type Version = u64;

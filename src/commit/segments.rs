@@ -1,0 +1,81 @@
+//! From what is stale to what travels.
+
+use super::Stale;
+use crate::{
+    commit::{RANGES_MAX, RECORD_BYTES},
+    region::layout::Layout,
+    transport::{SEGMENTS_MAX, Segment},
+};
+
+/// A version whose slot uses at most this many bytes travels as one single write.
+pub const SINGLE_WRITE_BYTES_MAX: u64 = 16 << 10;
+
+/// Most segments that one version can need: its ranges, their entries in the table, the record.
+pub const SEGMENTS_PER_VERSION_MAX: usize = 2 * RANGES_MAX + 1;
+const _: () = assert!(SEGMENTS_PER_VERSION_MAX <= SEGMENTS_MAX);
+const _: () = assert!(RECORD_BYTES == 64);
+
+/// Fills `out` with what must be written so that remote slot `to`, stale by `stale`, holds what
+/// local slot `from` holds, a payload of `len` bytes: changed ranges, their chunks' checksums, and
+/// last the record with its commit word.
+pub fn segments(
+    layout: &Layout,
+    from: usize,
+    to: usize,
+    len: u64,
+    stale: &Stale,
+    out: &mut Vec<Segment>,
+) {
+    out.clear();
+    let (local, remote) = (layout.slot(from), layout.slot(to));
+    let mut push = |at: u64, len: u64| {
+        out.push(Segment { local: local + at, remote: remote + at, len });
+    };
+    let whole = layout.payload_in_slot() + len;
+    if whole <= SINGLE_WRITE_BYTES_MAX {
+        push(0, whole);
+        return;
+    }
+    stale.for_each(len, |e| push(layout.payload_in_slot() + e.start, e.len()));
+    let mut done = 0; // chunks below this one have their table entry in a segment already
+    stale.for_each(len, |e| {
+        let first = (e.start / layout.chunk_bytes()).max(done);
+        let end = e.end.div_ceil(layout.chunk_bytes());
+        if first < end {
+            push(layout.table_in_slot() + 8 * first, 8 * (end - first));
+            done = end;
+        }
+    });
+    push(0, layout.head_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::RangeSet;
+
+    #[test]
+    fn a_small_checkpoint_is_one_single_write() {
+        let layout = Layout::new(4096, 2).unwrap();
+        let mut out = Vec::new();
+        segments(&layout, 0, 1, 4096, &Stale::Everything, &mut out);
+        assert_eq!(out.len(), 1);
+        assert_eq!(out[0].local, layout.slot(0));
+        assert_eq!(out[0].remote, layout.slot(1));
+        assert_eq!(out[0].len, layout.payload_in_slot() + 4096);
+    }
+
+    #[test]
+    fn only_what_changed_travels_and_the_record_comes_last() {
+        let layout = Layout::new(1 << 20, 2).unwrap();
+        let mut set = RangeSet::new();
+        set.insert(100, 164);
+        set.insert(500_000, 500_008);
+        let mut out = Vec::new();
+        segments(&layout, 0, 0, 1 << 20, &Stale::Only(set), &mut out);
+        let bytes: u64 = out.iter().map(|s| s.len).sum();
+        assert_eq!(out.len(), 5);
+        assert_eq!(bytes, 64 + 8 + 2 * 8 + layout.head_bytes());
+        assert_eq!(out[4], Segment { local: layout.slot(0), remote: layout.slot(0), len: 128 });
+    }
+}

@@ -1,0 +1,268 @@
+//! The files that regions lie in: on huge pages when there is room, reserved to the last byte.
+//!
+//! Space is reserved with `fallocate` when a file is made. `set_len` alone would succeed beyond the
+//! huge page pool and beyond a full tmpfs, and the first touch would then raise SIGBUS. Under a
+//! memory limit of the container `fallocate` on tmpfs would wake the out-of-memory killer instead of
+//! failing, so the limit is asked first.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FallocateFlags, fallocate, fstatfs, statfs},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+const HUGETLBFS_MAGIC: i64 = 0x958458f6;
+/// Smaller regions lie in ordinary pages: a huge page would be mostly waste.
+const HUGE_REGION_BYTES_MIN: u64 = 1 << 20;
+/// Left to the rest of the container when a region is made.
+const HEADROOM_BYTES: u64 = 32 << 20;
+
+/// Which kind of memory a region's file lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// Huge pages.
+    Hugetlbfs,
+    /// Ordinary pages.
+    Tmpfs,
+}
+
+/// Where regions may lie.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The node's directory, on tmpfs.
+    pub dir: PathBuf,
+    /// A directory on hugetlbfs and its page size in bytes.
+    pub huge: Option<(PathBuf, u64)>,
+}
+
+/// A region's file, just made.
+#[derive(Debug)]
+pub struct NewFile {
+    /// Open for reading and writing.
+    pub file: File,
+    /// Its path.
+    pub path: PathBuf,
+    /// Reserved length in bytes, a multiple of the page size.
+    pub bytes: u64,
+    /// Where it lies.
+    pub backing: Backing,
+}
+
+/// Why no file could be made. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Neither huge pages nor tmpfs has this much room, or the container's limit is too near.
+    #[error("no space for {wanted} bytes in {place}: {available} bytes available")]
+    NoSpace {
+        /// Bytes wanted.
+        wanted: u64,
+        /// Bytes that could be had.
+        available: u64,
+        /// What is full.
+        place: String,
+    },
+    /// The system refused.
+    #[error("{path}: {source}")]
+    System {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Places {
+    /// The node's directories: `dir`, and one beside it on the first writable hugetlbfs mount.
+    /// Both are made if need be, for this user only.
+    pub fn prepare(dir: &Path, mounts: &str) -> io::Result<Self> {
+        make_private_dir(dir)?;
+        let huge = hugetlbfs_mounts(mounts).find_map(|mount| {
+            let name = dir.to_string_lossy().trim_matches('/').replace('/', "-");
+            let path = mount.join(format!("ringkeep-{name}"));
+            make_private_dir(&path).ok()?;
+            let fs = statfs(&path).ok()?;
+            Some((path, fs.f_bsize as u64))
+        });
+        Ok(Self { dir: dir.to_owned(), huge })
+    }
+
+    /// Makes and reserves a file of at least `bytes` bytes with this file name.
+    pub fn create(&self, file_name: &str, bytes: u64) -> Result<NewFile, CreateError> {
+        if let Some((dir, page)) = &self.huge
+            && bytes >= HUGE_REGION_BYTES_MIN
+            && let Ok(made) = reserve(dir.join(file_name), bytes, *page, Backing::Hugetlbfs)
+        {
+            return Ok(made);
+        }
+        let page = rustix::param::page_size() as u64;
+        let available = container_room().saturating_sub(HEADROOM_BYTES);
+        if bytes > available {
+            let place = "this container's memory limit".to_owned();
+            return Err(CreateError::NoSpace { wanted: bytes, available, place });
+        }
+        reserve(self.dir.join(file_name), bytes, page, Backing::Tmpfs)
+    }
+
+    /// Opens a file that an earlier life of this server made.
+    pub fn open(&self, file_name: &str) -> io::Result<(File, PathBuf, Backing)> {
+        let huge = self.huge.iter().map(|(dir, _)| (dir, Backing::Hugetlbfs));
+        for (dir, backing) in huge.chain([(&self.dir, Backing::Tmpfs)]) {
+            let path = dir.join(file_name);
+            match OpenOptions::new().read(true).write(true).open(&path) {
+                Ok(file) => return Ok((file, path, backing)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// All files here whose name ends in `suffix`, with their names.
+    pub fn list(&self, suffix: &str) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for dir in self.huge.iter().map(|(dir, _)| dir).chain([&self.dir]) {
+            for entry in fs::read_dir(dir)? {
+                if let Ok(name) = entry?.file_name().into_string()
+                    && name.ends_with(suffix)
+                {
+                    found.push(name);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Makes a directory for this user alone, and refuses one that belongs to somebody else: in a
+/// world-writable parent anybody could have put it there.
+pub fn make_private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = fs::symlink_metadata(dir)?;
+    if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
+        let why = format!("{} belongs to another user; choose another --dir", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
+}
+
+fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<NewFile, CreateError> {
+    let system = |source| CreateError::System { path: path.clone(), source };
+    let bytes = bytes.next_multiple_of(page);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(system)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Ok(()) => Ok(NewFile { file, path, bytes, backing }),
+        Err(errno) => {
+            let available =
+                fstatfs(&file).map_or(0, |fs| fs.f_bavail as u64 * fs.f_bsize as u64);
+            // The file is new and ours; if it cannot be unlinked the reservation error still counts.
+            let _ = fs::remove_file(&path);
+            match errno {
+                Errno::NOSPC | Errno::NOMEM | Errno::FBIG => {
+                    let place = path.parent().unwrap_or(&path).display().to_string();
+                    Err(CreateError::NoSpace { wanted: bytes, available, place })
+                }
+                other => Err(system(other.into())),
+            }
+        }
+    }
+}
+
+/// Mount points of type hugetlbfs in the text of `/proc/mounts`.
+pub fn hugetlbfs_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "hugetlbfs").then(|| PathBuf::from(at))
+    })
+}
+
+/// True when a file lies on hugetlbfs.
+pub fn is_hugetlbfs(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == HUGETLBFS_MAGIC)
+}
+
+/// Bytes that this process's control group may still take, `u64::MAX` when nothing limits it.
+fn container_room() -> u64 {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let number = |path: PathBuf| {
+        fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    let mut room = u64::MAX;
+    for (base, group, limit, usage) in memory_groups(&groups) {
+        // Every group on the way up limits too.
+        for dir in Path::new(group.trim_start_matches('/')).ancestors() {
+            let dir = Path::new(base).join(dir);
+            if let (Some(limit), Some(used)) = (number(dir.join(limit)), number(dir.join(usage))) {
+                room = room.min(limit.saturating_sub(used));
+            }
+        }
+    }
+    room
+}
+
+type MemoryGroup<'a> = (&'static str, &'a str, &'static str, &'static str);
+
+/// The memory control groups in the text of `/proc/self/cgroup`: mount, group, limit's and usage's
+/// file.
+fn memory_groups(text: &str) -> impl Iterator<Item = MemoryGroup<'_>> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
+        if controllers.is_empty() {
+            Some(("/sys/fs/cgroup", group, "memory.max", "memory.current"))
+        } else if controllers.split(',').any(|c| c == "memory") {
+            let base = "/sys/fs/cgroup/memory";
+            Some((base, group, "memory.limit_in_bytes", "memory.usage_in_bytes"))
+        } else {
+            None
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hugetlbfs_is_found_among_other_mounts() {
+        let mounts = "tmpfs /dev/shm tmpfs rw 0 0\nhugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M 0 0\n";
+        assert_eq!(hugetlbfs_mounts(mounts).collect::<Vec<_>>(), [PathBuf::from("/mnt/huge")]);
+    }
+
+    #[test]
+    fn both_generations_of_control_groups_are_understood() {
+        let v1: Vec<_> = memory_groups("9:name=systemd:/\n4:cpu,memory:/a/b\n").collect();
+        assert_eq!(v1[0].1, "/a/b");
+        assert_eq!(v1[0].2, "memory.limit_in_bytes");
+        let v2: Vec<_> = memory_groups("0::/user.slice\n").collect();
+        assert_eq!((v2[0].1, v2[0].2), ("/user.slice", "memory.max"));
+    }
+
+    #[test]
+    fn a_file_is_reserved_at_once_and_leaves_nothing_when_it_cannot_be() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let places = Places { dir: dir.path().join("n"), huge: None };
+        make_private_dir(&places.dir).unwrap();
+        let made = places.create("a.region", 10_000).unwrap();
+        assert_eq!(made.bytes, 12_288);
+        assert_eq!(made.file.metadata().unwrap().blocks() * 512, 12_288);
+        let too_much = places.create("b.region", 1 << 50);
+        assert!(matches!(too_much, Err(CreateError::NoSpace { .. })), "{too_much:?}");
+        assert_eq!(places.list(".region").unwrap(), ["a.region"]);
+    }
+}
