@@ -102,51 +102,82 @@ impl RangeSet {
     }
 }
 
-/// By how much a slot lags behind the state that it is to hold.
+/// By how much a slot lags behind the state that it is to hold. Never allocates after it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stale {
-    /// Its content is unknown (never written, or an update of it was aborted): all of it.
-    Everything,
-    /// Only these bytes differ.
-    Only(RangeSet),
+pub struct Stale {
+    everything: bool,
+    only: RangeSet,
 }
 
 impl Stale {
+    /// The content is unknown (never written, or an update of it was aborted): all of it.
+    pub fn everything() -> Self {
+        Self { everything: true, only: RangeSet::new() }
+    }
+
+    /// The slot holds the state exactly.
+    pub fn nothing() -> Self {
+        Self { everything: false, only: RangeSet::new() }
+    }
+
+    /// True when the content is unknown.
+    pub fn is_everything(&self) -> bool {
+        self.everything
+    }
+
+    /// The extents that differ; without meaning when [`Stale::is_everything`].
+    pub fn extents(&self) -> &[Extent] {
+        self.only.extents()
+    }
+
+    /// The content became unknown.
+    pub fn set_everything(&mut self) {
+        self.everything = true;
+        self.only.clear();
+    }
+
     /// Adds a range that changed.
     pub fn insert(&mut self, start: u64, end: u64) {
-        if let Self::Only(set) = self {
-            set.insert(start, end);
+        if !self.everything {
+            self.only.insert(start, end);
         }
     }
 
     /// Adds all that another version changed.
     pub fn union(&mut self, other: &Stale) {
-        match (&mut *self, other) {
-            (Self::Everything, _) => {}
-            (_, Self::Everything) => *self = Self::Everything,
-            (Self::Only(set), Self::Only(more)) => set.union(more),
+        if other.everything {
+            self.set_everything();
+        } else {
+            self.union_ranges(&other.only);
+        }
+    }
+
+    /// Adds these ranges.
+    pub fn union_ranges(&mut self, ranges: &RangeSet) {
+        if !self.everything {
+            self.only.union(ranges);
         }
     }
 
     /// The slot now holds the state exactly.
     pub fn clear(&mut self) {
-        match self {
-            Self::Only(set) => set.clear(),
-            Self::Everything => *self = Self::Only(RangeSet::new()),
-        }
+        self.everything = false;
+        self.only.clear();
     }
 
     /// Calls `f` for each stale extent of a payload of `len` bytes, in ascending order.
     pub fn for_each(&self, len: u64, mut f: impl FnMut(Extent)) {
-        match self {
-            Self::Everything if len > 0 => f(Extent { start: 0, end: len }),
-            Self::Everything => {}
-            Self::Only(set) => set
-                .extents()
-                .iter()
-                .map(|e| Extent { start: e.start, end: e.end.min(len) })
-                .filter(|e| !e.is_empty())
-                .for_each(f),
+        if self.everything {
+            if len > 0 {
+                f(Extent { start: 0, end: len });
+            }
+            return;
+        }
+        for e in self.only.extents() {
+            let clipped = Extent { start: e.start, end: e.end.min(len) };
+            if !clipped.is_empty() {
+                f(clipped);
+            }
         }
     }
 }

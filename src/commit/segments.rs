@@ -52,13 +52,12 @@ pub fn segments(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit::RangeSet;
 
     #[test]
     fn a_small_checkpoint_is_one_single_write() {
         let layout = Layout::new(4096, 2).unwrap();
         let mut out = Vec::new();
-        segments(&layout, 0, 1, 4096, &Stale::Everything, &mut out);
+        segments(&layout, 0, 1, 4096, &Stale::everything(), &mut out);
         assert_eq!(out.len(), 1);
         assert_eq!(out[0].local, layout.slot(0));
         assert_eq!(out[0].remote, layout.slot(1));
@@ -68,11 +67,11 @@ mod tests {
     #[test]
     fn only_what_changed_travels_and_the_record_comes_last() {
         let layout = Layout::new(1 << 20, 2).unwrap();
-        let mut set = RangeSet::new();
+        let mut set = Stale::nothing();
         set.insert(100, 164);
         set.insert(500_000, 500_008);
         let mut out = Vec::new();
-        segments(&layout, 0, 0, 1 << 20, &Stale::Only(set), &mut out);
+        segments(&layout, 0, 0, 1 << 20, &set, &mut out);
         let bytes: u64 = out.iter().map(|s| s.len).sum();
         assert_eq!(out.len(), 5);
         assert_eq!(bytes, 64 + 8 + 2 * 8 + layout.head_bytes());

@@ -36,7 +36,7 @@ impl Slots {
     /// the others hold is taken as unknown.
     pub fn new(versions: &[Version], len: u64) -> Self {
         let slots =
-            versions.iter().map(|&version| Slot { version, stale: Stale::Everything }).collect();
+            versions.iter().map(|&version| Slot { version, stale: Stale::everything() }).collect();
         let newest = (0..versions.len()).max_by_key(|&i| versions[i]).filter(|&i| versions[i] > 0);
         let mut all = Self { slots, newest, len, changed: RangeSet::new() };
         if let Some(i) = newest {
@@ -84,7 +84,7 @@ impl Slots {
     pub fn spoiled(&mut self, working: Working) {
         let slot = &mut self.slots[working.slot];
         slot.version = 0;
-        slot.stale = Stale::Everything;
+        slot.stale.set_everything();
     }
 
     /// Notes that the update changes these bytes.
@@ -114,8 +114,8 @@ impl Slots {
             if i == working.slot {
                 slot.version = version;
                 slot.stale.clear();
-            } else if let Stale::Only(set) = &mut slot.stale {
-                set.union(&self.changed);
+            } else {
+                slot.stale.union_ranges(&self.changed);
             }
         }
         self.newest = Some(working.slot);
