@@ -367,9 +367,8 @@ fn parse(
     layout: &Layout,
     out: &mut Submission,
 ) -> Result<(), Violation> {
-    let u32_at = |at: usize| {
-        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
+    let u32_at =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let (len, slot, ranges) = (u64_at(8), u32_at(16) as usize, u32_at(20));
     if slot >= layout.slots() || len > layout.capacity() {
@@ -448,9 +447,15 @@ mod tests {
     fn garbage_in_the_ring_is_a_violation_and_no_crash() {
         let (producer, mut consumer, layout) = pair();
         producer.shared.word(SUBMITTED_AT).store(1 << 40, Ordering::Release);
-        assert!(matches!(consumer.next(&layout, &mut Submission::default()), Err(Violation::Index { .. })));
+        assert!(matches!(
+            consumer.next(&layout, &mut Submission::default()),
+            Err(Violation::Index { .. })
+        ));
         producer.shared.word(SUBMITTED_AT).store(u64::MAX, Ordering::Release);
-        assert!(matches!(consumer.next(&layout, &mut Submission::default()), Err(Violation::Index { .. })));
+        assert!(matches!(
+            consumer.next(&layout, &mut Submission::default()),
+            Err(Violation::Index { .. })
+        ));
     }
 
     #[test]

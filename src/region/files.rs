@@ -167,8 +167,7 @@ fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<New
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => Ok(NewFile { file, path, bytes, backing }),
         Err(errno) => {
-            let available =
-                fstatfs(&file).map_or(0, |fs| fs.f_bavail as u64 * fs.f_bsize as u64);
+            let available = fstatfs(&file).map_or(0, |fs| fs.f_bavail as u64 * fs.f_bsize as u64);
             // The file is new and ours; if it cannot be unlinked the reservation error still counts.
             let _ = fs::remove_file(&path);
             match errno {
@@ -240,7 +239,8 @@ mod tests {
 
     #[test]
     fn hugetlbfs_is_found_among_other_mounts() {
-        let mounts = "tmpfs /dev/shm tmpfs rw 0 0\nhugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M 0 0\n";
+        let mounts =
+            "tmpfs /dev/shm tmpfs rw 0 0\nhugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M 0 0\n";
         assert_eq!(hugetlbfs_mounts(mounts).collect::<Vec<_>>(), [PathBuf::from("/mnt/huge")]);
     }
 
