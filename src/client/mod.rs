@@ -1,0 +1,282 @@
+//! What services use: connect, open, write, commit, read back.
+//!
+//! The client needs nothing but shared memory and one Unix socket: no RDMA library, no async
+//! runtime, no thread of its own.
+//!
+//! ```no_run
+//! use ringkeep::{Client, Durability, Options};
+//!
+//! let client = Client::connect()?; // the local server
+//! let mut checkpoint = client.open("sched", Options::capacity(64 << 20))?;
+//! if let Some(saved) = checkpoint.latest()? {
+//!     println!("going on from version {}: {} bytes", saved.version(), saved.bytes().len());
+//! }
+//! checkpoint.write_at(4096, b"only what changed travels")?;
+//! let version = checkpoint.commit(Durability::Mirrored)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod checkpoint;
+mod error;
+mod link;
+mod saved;
+pub(crate) mod wire;
+
+use std::{
+    fs::File,
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use checkpoint::{Checkpoint, Pending, SlotWriter};
+pub use error::{CommitError, OwnershipError, ReadError, RequestError, WriteError};
+pub use saved::Saved;
+
+use crate::{
+    commit::Version,
+    name::{Name, NameError},
+    paths,
+    protocol::{FailureKind, Listed, Request, Response, Status, VerifiedCopy},
+};
+
+/// Environment variable that names the local server's socket.
+pub const SOCKET_VARIABLE: &str = "RINGKEEP_SOCKET";
+
+/// What an acknowledged commit survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// The end of its process: it lies in this node's shared memory.
+    Local,
+    /// The end of its node: it lies in the predecessor's memory, too.
+    Mirrored,
+}
+
+/// How to open a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Options {
+    capacity: u64,
+    slots: u32,
+    mode: u32,
+    take_over: bool,
+    existing: bool,
+    timeout: Duration,
+    spin: Duration,
+}
+
+impl Options {
+    /// A checkpoint of up to `bytes` bytes: made if there is none, attached to or taken over if
+    /// there is one, enlarged if it is smaller.
+    pub fn capacity(bytes: u64) -> Self {
+        Self {
+            capacity: bytes,
+            slots: 2,
+            mode: 0o600,
+            take_over: false,
+            existing: false,
+            timeout: Duration::from_secs(5),
+            spin: Duration::from_micros(20),
+        }
+    }
+
+    /// Slots of a new region, 2 (the default) to 8. At most one less than this many versions are
+    /// in flight to the mirror.
+    pub fn slots(mut self, slots: u32) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Permission bits of a new checkpoint, as of a file; 0o600 by default. Others who may read
+    /// can get it, others who may write can open it.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Takes the checkpoint over from a writer that is alive, here or on another node. That writer
+    /// is fenced: its next call fails.
+    pub fn take_over(mut self) -> Self {
+        self.take_over = true;
+        self
+    }
+
+    /// Does not make a checkpoint that is not there.
+    pub fn existing(mut self) -> Self {
+        self.existing = true;
+        self
+    }
+
+    /// How long a [`Durability::Mirrored`] commit waits for its mirror; 5 s by default.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long a commit looks for its completion before it sleeps; 20 µs by default.
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.spin = spin;
+        self
+    }
+}
+
+/// Why a checkpoint could not be opened. Nothing changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The server did not let us.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The region could not be mapped.
+    #[error("mapping the region: {0}")]
+    Map(io::Error),
+}
+
+impl OpenError {
+    /// The kind of the server's refusal, if it was one.
+    pub fn kind(&self) -> Option<FailureKind> {
+        match self {
+            Self::Request(error) => error.kind(),
+            _ => None,
+        }
+    }
+}
+
+/// The way to one local server.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// A copy of a committed version, in memory of its own.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The version.
+    pub version: Version,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Holds the bytes from its begin on; positioned there.
+    pub file: File,
+}
+
+impl Client {
+    /// The server at `RINGKEEP_SOCKET`, else at this user's well-known path.
+    ///
+    /// # Errors
+    /// [`RequestError::NoServer`] when nobody answers there.
+    pub fn connect() -> Result<Self, RequestError> {
+        Self::connect_to(socket_path())
+    }
+
+    /// The server at this socket.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_to(socket: impl Into<PathBuf>) -> Result<Self, RequestError> {
+        let client = Self { socket: socket.into() };
+        client.stream()?;
+        Ok(client)
+    }
+
+    /// The socket's path.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Opens a checkpoint for writing. This process is its only writer until the [`Checkpoint`]
+    /// is dropped or somebody takes it over.
+    ///
+    /// # Errors
+    /// [`FailureKind::OwnedElsewhere`] names the node whose service has it; others say what is
+    /// missing. Nothing was changed.
+    pub fn open(&self, name: &str, options: Options) -> Result<Checkpoint, OpenError> {
+        Checkpoint::open(self, Name::new(name)?, options)
+    }
+
+    /// A copy of the newest committed version, or of the one given, from whichever node has it.
+    ///
+    /// # Errors
+    /// [`FailureKind::NoSuchCheckpoint`], [`FailureKind::Corrupt`], or that no node could be
+    /// asked.
+    pub fn get(&self, name: &Name, version: Option<Version>) -> Result<Fetched, RequestError> {
+        let stream = self.stream()?;
+        wire::send(&stream, &Request::Get { name: name.clone(), version }, None)?;
+        let (response, mut descriptors) = wire::receive(&stream)?;
+        match (response, descriptors.pop()) {
+            (Response::Fetched { version, len }, Some(fd)) => {
+                Ok(Fetched { version, len, file: File::from(fd) })
+            }
+            (Response::Failed(failure), _) => Err(failure.into()),
+            _ => Err(RequestError::Unexpected),
+        }
+    }
+
+    /// All checkpoints of the ring, by name.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn list(&self) -> Result<Vec<Listed>, RequestError> {
+        match self.request(&Request::List)? {
+            Response::Listing { checkpoints } => Ok(checkpoints),
+            _ => Err(RequestError::Unexpected),
+        }
+    }
+
+    /// The local server and its ring.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn status(&self) -> Result<Status, RequestError> {
+        match self.request(&Request::Status)? {
+            Response::Status(status) => Ok(*status),
+            _ => Err(RequestError::Unexpected),
+        }
+    }
+
+    /// Checks every checksum of a checkpoint's copies, or of all copies that the local node has.
+    ///
+    /// # Errors
+    /// Those of the connection. Damage is no error but told in the answer.
+    pub fn verify(&self, name: Option<&Name>) -> Result<Vec<VerifiedCopy>, RequestError> {
+        match self.request(&Request::Verify { name: name.cloned() })? {
+            Response::Verified { copies } => Ok(copies),
+            _ => Err(RequestError::Unexpected),
+        }
+    }
+
+    /// Removes a checkpoint and its mirror. Its writer gets [`OwnershipError::Removed`].
+    ///
+    /// # Errors
+    /// [`FailureKind::NoSuchCheckpoint`], [`FailureKind::Permission`], or those of the connection.
+    pub fn remove(&self, name: &Name) -> Result<(), RequestError> {
+        match self.request(&Request::Remove { name: name.clone() })? {
+            Response::Removed => Ok(()),
+            _ => Err(RequestError::Unexpected),
+        }
+    }
+
+    fn request(&self, request: &Request) -> Result<Response, RequestError> {
+        let stream = self.stream()?;
+        wire::send(&stream, request, None)?;
+        match wire::receive(&stream)?.0 {
+            Response::Failed(failure) => Err(failure.into()),
+            response => Ok(response),
+        }
+    }
+
+    fn stream(&self) -> Result<UnixStream, RequestError> {
+        UnixStream::connect(&self.socket)
+            .map_err(|source| RequestError::NoServer { socket: self.socket.clone(), source })
+    }
+}
+
+/// The socket that `RINGKEEP_SOCKET` names, else this user's well-known path.
+pub fn socket_path() -> PathBuf {
+    if let Some(path) = std::env::var_os(SOCKET_VARIABLE).filter(|p| !p.is_empty()) {
+        return path.into();
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    paths::default_socket(uid, paths::run_user_dir(uid).as_deref())
+}

@@ -1,0 +1,82 @@
+//! Messages and descriptors over the local socket, blocking.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::protocol::{MESSAGE_BYTES_MAX, Request, Response};
+
+/// Most descriptors that travel with one message.
+pub(crate) const DESCRIPTORS_MAX: usize = 4;
+
+/// Sends a request, with the descriptor that goes with it.
+pub(crate) fn send(
+    socket: &UnixStream,
+    request: &Request,
+    with: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let body = serde_json::to_vec(request)?;
+    let mut message = (body.len() as u32).to_le_bytes().to_vec();
+    message.extend_from_slice(&body);
+    let sent = send_with(socket, &message, with.as_slice())?;
+    (&*socket).write_all(&message[sent..])
+}
+
+/// Receives a response and the descriptors that came with it.
+pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Response, Vec<OwnedFd>)> {
+    let mut length = [0; 4];
+    let (got, descriptors) = receive_with(socket, &mut length)?;
+    if got == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    (&*socket).read_exact(&mut length[got..])?;
+    let length = u32::from_le_bytes(length);
+    if length > MESSAGE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));
+    }
+    let mut body = vec![0; length as usize];
+    (&*socket).read_exact(&mut body)?;
+    Ok((serde_json::from_slice(&body)?, descriptors))
+}
+
+/// One `sendmsg`; the descriptors go with its first byte. Bytes sent.
+pub(crate) fn send_with(
+    socket: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+}
+
+/// One `recvmsg`. Bytes received, and the descriptors that came with them.
+pub(crate) fn receive_with(
+    socket: &UnixStream,
+    into: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut ancillary, flags)?;
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    Ok((got.bytes, descriptors))
+}

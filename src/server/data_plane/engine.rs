@@ -1,0 +1,664 @@
+//! The loop of the data plane.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Attachment, Channels, Command, Committed, Notice, ReadError, Reply, Waiting,
+    links::Links,
+    owned::{MirrorWork, Owned},
+    sleep::{Rung, Sleeper, drain},
+};
+use crate::{
+    commit::{SEGMENTS_PER_VERSION_MAX, segments},
+    handover::Condition,
+    membership::{NodeId, View},
+    mirror::{Action, Post, Which},
+    name::Name,
+    region::{
+        Mark, Region,
+        layout::{MARK_AT, MARK_BYTES},
+    },
+    transport::{
+        ConnId, Event, MemoryError, MemoryId, PostError, Segment, Stamp, Transport, Work, WorkError,
+        WorkId,
+    },
+};
+
+/// While the thread is awake, idle clients' doorbells are looked at once in so many rounds.
+const ROUNDS_PER_DOORBELL_CHECK: u32 = 32;
+/// A client that submitted nothing for this long must ring to be looked at again.
+const ACTIVE_FOR: Duration = Duration::from_micros(200);
+/// Reads are numbered above all mirrors' work.
+const READ_WORK: u64 = 1 << 63;
+
+pub(super) struct Engine {
+    me: NodeId,
+    transport: Box<dyn Transport>,
+    waiting: Waiting,
+    channels: Channels,
+    sleeper: Sleeper,
+    rung: Rung,
+    started: Instant,
+    view: Option<Arc<View>>,
+    links: Links,
+    owned: Vec<Option<Owned>>,
+    by_name: HashMap<Name, usize>,
+    /// Checkpoints whose clients are looked at in each round, with their last sign of life.
+    active: Vec<(usize, u64)>,
+    /// Checkpoints with a time at which to look again.
+    timed: Vec<(u64, usize)>,
+    reads: HashMap<WorkId, (ConnId, Reply<Result<(), ReadError>>)>,
+    count: u64,
+    events: Vec<Event>,
+    segments: Vec<Segment>,
+    stopping: bool,
+}
+
+impl Engine {
+    pub(super) fn new(
+        me: NodeId,
+        transport: Box<dyn Transport>,
+        waiting: Waiting,
+        channels: Channels,
+    ) -> io::Result<Self> {
+        let sleeper = Sleeper::new(channels.alarm.as_fd(), transport.event_fd())?;
+        Ok(Self {
+            me,
+            transport,
+            waiting,
+            channels,
+            sleeper,
+            rung: Rung::default(),
+            started: Instant::now(),
+            view: None,
+            links: Links::default(),
+            owned: Vec::new(),
+            by_name: HashMap::new(),
+            active: Vec::new(),
+            timed: Vec::new(),
+            reads: HashMap::new(),
+            count: 0,
+            events: Vec::with_capacity(64),
+            segments: Vec::with_capacity(SEGMENTS_PER_VERSION_MAX),
+            stopping: false,
+        })
+    }
+
+    pub(super) fn run(&mut self) {
+        if let Some(cpu) = self.waiting.cpu
+            && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+        {
+            tracing::warn!(cpu, "cannot pin the data plane to this core; it runs on any");
+        }
+        let (mut idle_since, mut round) = (None, 0u32);
+        while !self.stopping {
+            let mut moved = self.take_commands();
+            let now_ns = self.now_ns();
+            moved |= self.take_submissions(now_ns);
+            moved |= self.poll_transport(now_ns);
+            moved |= self.run_timers(now_ns);
+            round = round.wrapping_add(1);
+            if round.is_multiple_of(ROUNDS_PER_DOORBELL_CHECK) {
+                self.look_at_doorbells(Some(Duration::ZERO));
+            }
+            if moved {
+                idle_since = None;
+            } else if *idle_since.get_or_insert(now_ns) + spin_ns(self.waiting) > now_ns {
+                std::hint::spin_loop();
+            } else if self.fall_asleep() {
+                idle_since = None;
+            }
+        }
+        self.shut_down();
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    // Waiting.
+
+    /// Sleeps unless there is something to do already. Clients that were looked at in each round
+    /// must ring from now on.
+    fn fall_asleep(&mut self) -> bool {
+        for i in 0..self.active.len() {
+            if !self.consumer_sleeps(self.active[i].0) {
+                return false;
+            }
+        }
+        self.active.clear();
+        match self.transport.arm() {
+            Ok(true) => {}
+            Ok(false) => return true,
+            Err(error) => tracing::error!(%error, "arming the transport"),
+        }
+        self.channels.flush();
+        let next = self.timed.iter().map(|&(at, _)| at).min();
+        let wait = next.map(|at| Duration::from_nanos(at.saturating_sub(self.now_ns())));
+        // Notices that found no room are tried again soon.
+        let retry = (!self.channels.backlog.is_empty()).then_some(Duration::from_millis(10));
+        self.look_at_doorbells(wait.into_iter().chain(retry).min());
+        true
+    }
+
+    fn consumer_sleeps(&self, index: usize) -> bool {
+        let consumer = self.owned[index].as_ref().and_then(Owned::consumer);
+        consumer.is_none_or(|c| {
+            let asleep = c.fall_asleep();
+            if !asleep {
+                c.wake_up();
+            }
+            asleep
+        })
+    }
+
+    fn look_at_doorbells(&mut self, timeout: Option<Duration>) {
+        self.sleeper.wait(self.channels.alarm.as_fd(), timeout, &mut self.rung);
+        for i in 0..self.rung.doorbells.len() {
+            let index = self.rung.doorbells[i];
+            if let Some(attachment) =
+                self.owned.get(index).and_then(Option::as_ref).and_then(|o| o.attachment.as_ref())
+            {
+                drain(&attachment.doorbell);
+                self.activate(index);
+            }
+        }
+    }
+
+    fn activate(&mut self, index: usize) {
+        if let Some(consumer) = self.owned[index].as_ref().and_then(Owned::consumer) {
+            consumer.wake_up();
+        }
+        let now_ns = self.now_ns();
+        if !self.active.iter().any(|&(i, _)| i == index) {
+            self.active.push((index, now_ns));
+        }
+    }
+
+    fn set_timer(&mut self, index: usize, at_ns: u64) {
+        if !self.timed.iter().any(|&(at, i)| i == index && at <= at_ns) {
+            self.timed.retain(|&(_, i)| i != index);
+            self.timed.push((at_ns, index));
+        }
+    }
+
+    fn run_timers(&mut self, now_ns: u64) -> bool {
+        let mut moved = false;
+        let mut i = 0;
+        while i < self.timed.len() {
+            if self.timed[i].0 <= now_ns {
+                let (_, index) = self.timed.swap_remove(i);
+                self.drive(index, now_ns);
+                moved = true;
+            } else {
+                i += 1;
+            }
+        }
+        moved
+    }
+
+    // Commits.
+
+    fn take_submissions(&mut self, now_ns: u64) -> bool {
+        let mut moved = false;
+        let mut i = 0;
+        while i < self.active.len() {
+            let (index, last_ns) = self.active[i];
+            let owned = self.owned[index].as_mut();
+            match owned.map_or(Ok(false), |o| o.take_submissions(now_ns)) {
+                Ok(true) => {
+                    self.active[i].1 = now_ns;
+                    self.drive(index, now_ns);
+                    moved = true;
+                }
+                Ok(false) if now_ns > last_ns + ACTIVE_FOR.as_nanos() as u64 => {
+                    if self.consumer_sleeps(index) {
+                        self.active.swap_remove(i);
+                        continue;
+                    }
+                }
+                Ok(false) => {}
+                Err(violation) => {
+                    self.detach(index, Some(Condition::Violation));
+                    if let Some(owned) = &self.owned[index] {
+                        let name = owned.name.clone();
+                        self.channels.tell(Notice::Violation { name, violation });
+                    }
+                    continue; // `detach` took it off the list
+                }
+            }
+            i += 1;
+        }
+        moved
+    }
+
+    /// Does what the mirror of this checkpoint wants done.
+    fn drive(&mut self, index: usize, now_ns: u64) {
+        loop {
+            let Some(owned) = self.owned[index].as_mut() else { return };
+            if owned.leaving.is_some() {
+                return;
+            }
+            let name = &owned.name;
+            match owned.mirror.next(now_ns) {
+                None => break,
+                Some(Action::Prepare(holder)) => {
+                    let notice = Notice::NeedMirror { name: name.clone(), holder };
+                    self.channels.tell(notice);
+                }
+                Some(Action::Release { holder, confirmed }) => {
+                    let notice = Notice::Released { name: name.clone(), holder, confirmed };
+                    self.channels.tell(notice);
+                }
+                Some(Action::Synced { holder, view }) => {
+                    let notice = Notice::Synced { name: name.clone(), holder, view };
+                    self.channels.tell(notice);
+                }
+                Some(Action::Post(post)) => {
+                    if !self.post_version(index, post) {
+                        self.set_timer(index, now_ns + self.waiting.pace.as_nanos() as u64);
+                        return;
+                    }
+                }
+                Some(Action::PostMark { which, view }) => {
+                    if !self.post_mark(index, which, view) {
+                        self.set_timer(index, now_ns + self.waiting.pace.as_nanos() as u64);
+                        return;
+                    }
+                }
+            }
+        }
+        if let Some(at_ns) = self.owned[index].as_ref().and_then(|o| o.mirror.deadline_ns()) {
+            self.set_timer(index, at_ns);
+        }
+    }
+
+    /// Posts the newest version to a holder. False when it has to wait.
+    fn post_version(&mut self, index: usize, post: Post) -> bool {
+        let Some(owned) = self.owned[index].as_mut() else { return false };
+        let Some((holder, key)) = owned.key_for(&post) else { return false };
+        let Some(conn) = self.links.up(&holder) else {
+            owned.mirror.lost(&holder);
+            return true;
+        };
+        if !owned.pin(post.from) {
+            return false; // the client is overwriting it: a newer version follows
+        }
+        self.count += 1;
+        let work = MirrorWork::new(index, Some(post.from), self.count);
+        let layout = owned.region.layout();
+        segments(layout, post.from, post.to, post.len, owned.mirror.stale(&post), &mut self.segments);
+        let (epoch, view) = (owned.epoch, self.view.as_ref().map_or(0, |v| v.number));
+        let posted = self.transport.post_write(Work {
+            id: work.id,
+            conn,
+            memory: owned.memory,
+            key,
+            stamp: Stamp { epoch, view },
+            segments: &self.segments,
+        });
+        match posted {
+            Ok(()) => {
+                owned.mirror.posted(&post, work.id.0);
+                owned.outstanding += 1;
+                true
+            }
+            Err(error) => {
+                owned.unpin(post.from);
+                self.post_failed(index, &holder, error)
+            }
+        }
+    }
+
+    /// Posts the sync mark, from this region's own header page. False when it has to wait.
+    fn post_mark(&mut self, index: usize, which: Which, view: u64) -> bool {
+        let Some(owned) = self.owned[index].as_mut() else { return false };
+        let Some(holder) = owned.mirror.holder_of(which).cloned() else { return false };
+        let key = owned.keys.get(&holder).copied();
+        let (Some(conn), Some(key)) = (self.links.up(&holder), key) else {
+            owned.mirror.lost(&holder);
+            return true;
+        };
+        let mark = Mark { view, epoch: owned.epoch, incarnation: self.me.incarnation };
+        owned.region.set_mark(mark);
+        self.count += 1;
+        let work = MirrorWork::new(index, None, self.count);
+        let posted = self.transport.post_write(Work {
+            id: work.id,
+            conn,
+            memory: owned.memory,
+            key,
+            stamp: Stamp { epoch: owned.epoch, view },
+            segments: &[Segment { local: MARK_AT, remote: MARK_AT, len: MARK_BYTES }],
+        });
+        match posted {
+            Ok(()) => {
+                owned.mirror.mark_posted(which, view, work.id.0);
+                owned.outstanding += 1;
+                true
+            }
+            Err(error) => self.post_failed(index, &holder, error),
+        }
+    }
+
+    /// True when the mirror was told and can be asked again at once.
+    fn post_failed(&mut self, index: usize, holder: &NodeId, error: PostError) -> bool {
+        if matches!(error, PostError::QueueFull) {
+            return false;
+        }
+        if !matches!(error, PostError::NotConnected) {
+            tracing::error!(%error, %holder, "posting to the mirror");
+        }
+        if let Some(owned) = self.owned[index].as_mut() {
+            owned.mirror.lost(holder);
+        }
+        true
+    }
+
+    // The transport.
+
+    fn poll_transport(&mut self, now_ns: u64) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        let moved = self.transport.poll(&mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Completed { work, result, .. } => self.completed(work, result, now_ns),
+                Event::Closed { conn } => self.closed(conn, now_ns),
+            }
+        }
+        self.events = events;
+        moved
+    }
+
+    fn completed(&mut self, work: WorkId, result: Result<(), WorkError>, now_ns: u64) {
+        if let Some((_, reply)) = self.reads.remove(&work) {
+            // Whoever asked may have given up.
+            let _ = reply.send(result.map_err(ReadError::Work));
+            return;
+        }
+        let Some(MirrorWork { index, slot, .. }) = MirrorWork::unpack(work) else { return };
+        let Some(owned) = self.owned.get_mut(index).and_then(Option::as_mut) else { return };
+        owned.outstanding -= 1;
+        if let Some(slot) = slot {
+            owned.unpin(slot);
+        }
+        if owned.mirror.completed(work.0, result.is_ok()) {
+            owned.tell_mirrored();
+        }
+        if result == Err(WorkError::Fenced)
+            && let Some(holder) = owned.mirror.holder().cloned()
+        {
+            let name = owned.name.clone();
+            self.channels.tell(Notice::Fenced { name, holder });
+        }
+        self.leave_if_done(index);
+        self.drive(index, now_ns);
+    }
+
+    fn closed(&mut self, conn: ConnId, now_ns: u64) {
+        let Some(peer) = self.links.closed(conn) else { return };
+        tracing::info!(%peer, "the data connection ended");
+        self.holder_lost(&peer, now_ns);
+    }
+
+    fn holder_lost(&mut self, peer: &NodeId, now_ns: u64) {
+        for index in 0..self.owned.len() {
+            if let Some(owned) = &mut self.owned[index]
+                && owned.keys.remove(peer).is_some()
+            {
+                owned.mirror.lost(peer);
+                self.drive(index, now_ns);
+            }
+        }
+    }
+
+    // Commands.
+
+    fn take_commands(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(command) = self.channels.inbox.try_recv() {
+            self.command(command);
+            any = true;
+        }
+        any
+    }
+
+    fn command(&mut self, command: Command) {
+        let now_ns = self.now_ns();
+        match command {
+            Command::View(view) => self.install(view, now_ns),
+            Command::Offer { peer, reply } => {
+                let had = self.links.up(&peer).is_some();
+                let offer = self.links.offer(&mut *self.transport, peer.clone());
+                let _ = reply.send(offer);
+                if had {
+                    self.holder_lost(&peer, now_ns);
+                }
+            }
+            Command::Accept { peer, offer, reply } => {
+                let _ = reply.send(self.links.accept(&mut *self.transport, peer, &offer));
+            }
+            Command::Finish { peer, answer, address, reply } => {
+                let done = self.links.finish(&mut *self.transport, peer, &answer, address);
+                let _ = reply.send(done);
+            }
+            Command::Unlink { peer } => {
+                self.links.unlink(&mut *self.transport, &peer);
+                self.holder_lost(&peer, now_ns);
+            }
+            Command::Register { mapping, reply } => {
+                let _ = reply.send(self.transport.register(mapping));
+            }
+            Command::Deregister { memory, reply } => {
+                self.deregister(memory);
+                let _ = reply.send(());
+            }
+            Command::Grant { peer, memory, access, terms, reply } => {
+                let granted = match self.links.incoming(&peer) {
+                    Some(conn) => self.transport.grant(conn, memory, access, terms),
+                    None => Err(MemoryError::Unknown),
+                };
+                let _ = reply.send(granted);
+            }
+            Command::Revoke { key, reply } => {
+                self.transport.revoke(key);
+                let _ = reply.send(());
+            }
+            Command::Read { peer, memory, key, stamp, segments, reply } => {
+                self.read(peer, memory, key, stamp, &segments, reply);
+            }
+            Command::Own { name, region, epoch, newest, reply } => {
+                let _ = reply.send(self.own(name, region, epoch, newest, now_ns));
+            }
+            Command::Attach { name, attachment, reply } => {
+                let _ = reply.send(self.attach(&name, attachment));
+            }
+            Command::Detach { name, condition } => {
+                if let Some(&index) = self.by_name.get(&name) {
+                    self.detach(index, condition);
+                    self.drive(index, now_ns);
+                }
+            }
+            Command::Disown { name, condition, reply } => self.disown(&name, condition, reply),
+            Command::Prepared { name, holder, key, region, versions } => {
+                if let Some((index, owned)) = self.find(&name) {
+                    owned.keys.insert(holder.clone(), key);
+                    owned.mirror.prepared(&holder, region, &versions);
+                    self.drive(index, now_ns);
+                }
+            }
+            Command::MirrorLost { name, holder } => {
+                if let Some((index, owned)) = self.find(&name) {
+                    owned.mirror.lost(&holder);
+                    self.drive(index, now_ns);
+                }
+            }
+            Command::Pin { name, reply } => {
+                let pinned = self.find(&name).and_then(|(_, owned)| {
+                    owned.newest().filter(|newest| owned.pin(newest.slot))
+                });
+                let _ = reply.send(pinned);
+            }
+            Command::Unpin { name, slot } => {
+                if let Some((_, owned)) = self.find(&name) {
+                    owned.unpin(slot);
+                }
+            }
+            Command::Report { reply } => {
+                let all = self.owned.iter().flatten().map(Owned::report).collect();
+                let _ = reply.send(all);
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn find(&mut self, name: &Name) -> Option<(usize, &mut Owned)> {
+        let index = *self.by_name.get(name)?;
+        Some((index, self.owned[index].as_mut()?))
+    }
+
+    fn install(&mut self, view: Option<Arc<View>>, now_ns: u64) {
+        self.view = view;
+        for index in 0..self.owned.len() {
+            self.tell_view(index);
+            self.drive(index, now_ns);
+        }
+    }
+
+    fn tell_view(&mut self, index: usize) {
+        if let (Some(owned), Some(view)) = (&mut self.owned[index], &self.view) {
+            let predecessor = view.predecessor(&self.me).map(|m| m.id.clone());
+            owned.mirror.view_installed(view.number, predecessor, |h| view.contains(h));
+        }
+    }
+
+    fn own(
+        &mut self,
+        name: Name,
+        region: Region,
+        epoch: u64,
+        newest: Option<Committed>,
+        now_ns: u64,
+    ) -> Result<MemoryId, MemoryError> {
+        let index = match self.owned.iter().position(Option::is_none) {
+            Some(index) => index,
+            None if self.owned.len() > MirrorWork::INDEX_MAX => return Err(MemoryError::Busy),
+            None => {
+                self.owned.push(None);
+                self.owned.len() - 1
+            }
+        };
+        let memory = self.transport.register(region.mapping().clone())?;
+        let pace_ns = self.waiting.pace.as_nanos() as u64;
+        let mut owned = Owned::new(name.clone(), region, memory, epoch, pace_ns);
+        if let Some(newest) = newest {
+            owned.found(now_ns, newest);
+        }
+        self.owned[index] = Some(owned);
+        self.by_name.insert(name, index);
+        self.tell_view(index);
+        self.drive(index, now_ns);
+        Ok(memory)
+    }
+
+    fn attach(&mut self, name: &Name, attachment: Attachment) -> bool {
+        let Some(&index) = self.by_name.get(name) else { return false };
+        self.detach(index, Some(Condition::Fenced));
+        if let Err(error) = self.sleeper.watch(&attachment.doorbell, index) {
+            tracing::error!(%error, checkpoint = %name, "watching a client's doorbell");
+            return false;
+        }
+        if let Some(owned) = &mut self.owned[index] {
+            owned.attach(attachment);
+        }
+        self.activate(index);
+        true
+    }
+
+    fn detach(&mut self, index: usize, condition: Option<Condition>) {
+        let now_ns = self.now_ns();
+        if let Some(owned) = &mut self.owned[index] {
+            if let Some(attachment) = &owned.attachment {
+                self.sleeper.unwatch(&attachment.doorbell);
+            }
+            owned.detach(now_ns, condition);
+        }
+        self.active.retain(|&(i, _)| i != index);
+    }
+
+    fn disown(&mut self, name: &Name, condition: Condition, reply: Reply<()>) {
+        let Some(index) = self.by_name.remove(name) else {
+            let _ = reply.send(());
+            return;
+        };
+        self.detach(index, Some(condition));
+        if let Some(owned) = &mut self.owned[index] {
+            owned.leaving = Some(reply);
+        }
+        self.leave_if_done(index);
+    }
+
+    /// A checkpoint that is being let go goes when its last work request is done.
+    fn leave_if_done(&mut self, index: usize) {
+        if self.owned[index].as_ref().is_some_and(|o| o.leaving.is_some() && o.outstanding == 0)
+            && let Some(owned) = self.owned[index].take()
+        {
+            self.timed.retain(|&(_, i)| i != index);
+            self.deregister(owned.memory);
+            if let Some(reply) = owned.leaving {
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn deregister(&mut self, memory: MemoryId) {
+        if let Err(error) = self.transport.deregister(memory) {
+            tracing::error!(%error, "letting memory go");
+        }
+    }
+
+    fn read(
+        &mut self,
+        peer: NodeId,
+        memory: MemoryId,
+        key: crate::transport::RemoteKey,
+        stamp: Stamp,
+        segments: &[Segment],
+        reply: Reply<Result<(), ReadError>>,
+    ) {
+        let Some(conn) = self.links.up(&peer) else {
+            let _ = reply.send(Err(ReadError::NotConnected));
+            return;
+        };
+        self.count += 1;
+        let id = WorkId(READ_WORK | self.count);
+        match self.transport.post_read(Work { id, conn, memory, key, stamp, segments }) {
+            Ok(()) => {
+                self.reads.insert(id, (conn, reply));
+            }
+            Err(error) => {
+                tracing::warn!(%error, %peer, "posting a read");
+                let _ = reply.send(Err(ReadError::NotConnected));
+            }
+        }
+    }
+
+    fn shut_down(&mut self) {
+        for index in 0..self.owned.len() {
+            self.detach(index, Some(Condition::Stopping));
+        }
+        self.links.close_all(&mut *self.transport);
+        let mut events = Vec::new();
+        self.transport.poll(&mut events);
+    }
+}
+
+fn spin_ns(waiting: Waiting) -> u64 {
+    u64::try_from(waiting.spin.as_nanos()).unwrap_or(u64::MAX / 2)
+}

@@ -1,0 +1,109 @@
+//! Connections by peer: at most one that this node opened and one that the peer opened (rule F1).
+
+use std::collections::HashMap;
+
+use crate::{
+    membership::NodeId,
+    transport::{ConnId, ConnectError, Transport},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outgoing {
+    Offered(ConnId),
+    Up(ConnId),
+}
+
+impl Outgoing {
+    fn conn(self) -> ConnId {
+        match self {
+            Self::Offered(conn) | Self::Up(conn) => conn,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    outgoing: HashMap<NodeId, Outgoing>,
+    incoming: HashMap<NodeId, ConnId>,
+}
+
+impl Links {
+    pub(super) fn offer(
+        &mut self,
+        transport: &mut dyn Transport,
+        peer: NodeId,
+    ) -> Result<Vec<u8>, ConnectError> {
+        if let Some(old) = self.outgoing.remove(&peer) {
+            transport.close(old.conn());
+        }
+        let (conn, offer) = transport.offer()?;
+        self.outgoing.insert(peer, Outgoing::Offered(conn));
+        Ok(offer)
+    }
+
+    pub(super) fn accept(
+        &mut self,
+        transport: &mut dyn Transport,
+        peer: NodeId,
+        offer: &[u8],
+    ) -> Result<Vec<u8>, ConnectError> {
+        if let Some(old) = self.incoming.remove(&peer) {
+            transport.close(old); // F2: the old one ends before the new one begins
+        }
+        let (conn, answer) = transport.accept(offer)?;
+        self.incoming.insert(peer, conn);
+        Ok(answer)
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        transport: &mut dyn Transport,
+        peer: NodeId,
+        answer: &[u8],
+        address: std::net::SocketAddr,
+    ) -> Result<(), ConnectError> {
+        let Some(Outgoing::Offered(conn)) = self.outgoing.get(&peer).copied() else {
+            return Err(ConnectError::WrongState);
+        };
+        transport.finish(conn, answer, address)?;
+        self.outgoing.insert(peer, Outgoing::Up(conn));
+        Ok(())
+    }
+
+    /// The connection on which work can be posted.
+    pub(super) fn up(&self, peer: &NodeId) -> Option<ConnId> {
+        match self.outgoing.get(peer) {
+            Some(Outgoing::Up(conn)) => Some(*conn),
+            _ => None,
+        }
+    }
+
+    /// The connection on which this peer may be granted keys.
+    pub(super) fn incoming(&self, peer: &NodeId) -> Option<ConnId> {
+        self.incoming.get(peer).copied()
+    }
+
+    /// Forgets a connection that ended. The peer, when it was the one that work is posted on.
+    pub(super) fn closed(&mut self, conn: ConnId) -> Option<NodeId> {
+        self.incoming.retain(|_, c| *c != conn);
+        let peer = self.outgoing.iter().find(|(_, o)| o.conn() == conn)?.0.clone();
+        self.outgoing.remove(&peer);
+        Some(peer)
+    }
+
+    /// Closes both directions.
+    pub(super) fn unlink(&mut self, transport: &mut dyn Transport, peer: &NodeId) {
+        let outgoing = self.outgoing.remove(peer).map(Outgoing::conn);
+        for conn in outgoing.into_iter().chain(self.incoming.remove(peer)) {
+            transport.close(conn);
+        }
+    }
+
+    /// Closes everything.
+    pub(super) fn close_all(&mut self, transport: &mut dyn Transport) {
+        let outgoing = self.outgoing.drain().map(|(_, o)| o.conn());
+        for conn in outgoing.chain(self.incoming.drain().map(|(_, c)| c)) {
+            transport.close(conn);
+        }
+    }
+}

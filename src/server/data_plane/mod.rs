@@ -1,0 +1,296 @@
+//! The data plane: one thread that owns the transport, takes commits over from the services, posts
+//! them to their mirrors and answers the peers' writes and reads.
+//!
+//! The control plane speaks to it in [`Command`]s over a bounded channel and hears [`Notice`]s. On
+//! the way of a commit there is no lock, no allocation in the steady state, and no system call but
+//! the transport's own and one eventfd write when a client sleeps.
+
+mod engine;
+mod links;
+mod owned;
+mod sleep;
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::{mpsc, oneshot};
+
+use self::engine::Engine;
+use crate::{
+    commit::Version,
+    handover::{Condition, Consumer, Violation},
+    membership::{NodeId, View},
+    mirror::Protection,
+    name::Name,
+    region::{Region, mapping::Mapping},
+    transport::{
+        Access, ConnectError, MemoryError, MemoryId, RemoteKey, Segment, Stamp, Terms, Transport,
+    },
+};
+
+/// Answers a command. A receiver that does not wait any more is fine.
+pub type Reply<T> = oneshot::Sender<T>;
+
+/// Commands that may wait for the data plane.
+const COMMANDS_MAX: usize = 1024;
+/// Notices that may wait for the control plane; more are kept until there is room.
+const NOTICES_MAX: usize = 1024;
+
+/// A committed version in a local slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The version.
+    pub version: Version,
+    /// The slot that holds it.
+    pub slot: usize,
+    /// Payload length in bytes.
+    pub len: u64,
+}
+
+/// A client that attached to an owned checkpoint.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The server's end of the hand-over memory.
+    pub consumer: Consumer,
+    /// The client rings it when the server sleeps.
+    pub doorbell: OwnedFd,
+    /// The server rings it when the client sleeps.
+    pub wake: OwnedFd,
+}
+
+/// What the control plane wants done.
+#[derive(Debug)]
+pub enum Command {
+    /// A view was installed, or this node left the ring (`None`).
+    View(Option<Arc<View>>),
+    /// Begin a connection to this peer; an older one is closed.
+    Offer { peer: NodeId, reply: Reply<Result<Vec<u8>, ConnectError>> },
+    /// Answer a peer's offer; an older connection of this peer is closed first (rule F2).
+    Accept { peer: NodeId, offer: Vec<u8>, reply: Reply<Result<Vec<u8>, ConnectError>> },
+    /// Finish what [`Command::Offer`] began.
+    Finish {
+        peer: NodeId,
+        answer: Vec<u8>,
+        address: SocketAddr,
+        reply: Reply<Result<(), ConnectError>>,
+    },
+    /// Close all connections with this peer.
+    Unlink { peer: NodeId },
+    /// Make memory known to the transport.
+    Register { mapping: Arc<Mapping>, reply: Reply<Result<MemoryId, MemoryError>> },
+    /// Let memory go; all its keys are revoked first.
+    Deregister { memory: MemoryId, reply: Reply<()> },
+    /// Let a peer reach memory over the connection that it opened.
+    Grant {
+        peer: NodeId,
+        memory: MemoryId,
+        access: Access,
+        terms: Terms,
+        reply: Reply<Result<RemoteKey, MemoryError>>,
+    },
+    /// The fence: once answered, nothing changes through this key any more.
+    Revoke { key: RemoteKey, reply: Reply<()> },
+    /// Read a peer's memory into this node's.
+    Read {
+        peer: NodeId,
+        memory: MemoryId,
+        key: RemoteKey,
+        stamp: Stamp,
+        segments: Vec<Segment>,
+        reply: Reply<Result<(), ReadError>>,
+    },
+    /// This node owns a checkpoint from now on.
+    Own {
+        name: Name,
+        region: Region,
+        epoch: u64,
+        newest: Option<Committed>,
+        reply: Reply<Result<MemoryId, MemoryError>>,
+    },
+    /// A client attached; whoever was attached is let go. The answer is the slots that are being
+    /// read and must not be written until unpinned.
+    Attach { name: Name, attachment: Attachment, reply: Reply<bool> },
+    /// The client went away, or is sent away.
+    Detach { name: Name, condition: Option<Condition> },
+    /// This node does not own the checkpoint any more. Answered when nothing of it is under way.
+    Disown { name: Name, condition: Condition, reply: Reply<()> },
+    /// A holder is ready for this checkpoint's mirror.
+    Prepared {
+        name: Name,
+        holder: NodeId,
+        key: RemoteKey,
+        region: u64,
+        versions: Vec<Version>,
+    },
+    /// A holder could not be made ready; ask again when it is wanted again.
+    MirrorLost { name: Name, holder: NodeId },
+    /// Keep the newest committed version from being overwritten while it is read.
+    Pin { name: Name, reply: Reply<Option<Committed>> },
+    /// Ends a pin.
+    Unpin { name: Name, slot: usize },
+    /// How the owned checkpoints are.
+    Report { reply: Reply<Vec<Report>> },
+    /// Stop: tell all clients, close all connections, end the thread.
+    Stop,
+}
+
+/// Why [`Command::Read`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No usable connection to the peer.
+    #[error("no connection to the peer")]
+    NotConnected,
+    /// The transport refused or broke.
+    #[error(transparent)]
+    Work(#[from] crate::transport::WorkError),
+}
+
+/// What the data plane tells the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// This holder should prepare a mirror of this checkpoint.
+    NeedMirror { name: Name, holder: NodeId },
+    /// The mirror at this holder is complete and marked for this view.
+    Synced { name: Name, holder: NodeId, view: u64 },
+    /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
+    Released { name: Name, holder: NodeId, confirmed: bool },
+    /// The holder refused a commit: this node is fenced for this checkpoint.
+    Fenced { name: Name, holder: NodeId },
+    /// The client wrote nonsense into its hand-over memory and was let go.
+    Violation { name: Name, violation: Violation },
+}
+
+/// One owned checkpoint, as reported.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Its name.
+    pub name: Name,
+    /// The newest version.
+    pub version: Version,
+    /// Its payload length in bytes.
+    pub len: u64,
+    /// All versions up to this one are mirrored.
+    pub mirrored: Version,
+    /// The holder whose completions count.
+    pub holder: Option<NodeId>,
+    /// How well it is protected.
+    pub protection: Protection,
+    /// A client is attached.
+    pub attached: bool,
+}
+
+/// How the thread waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    /// How long to look for work before going to sleep; `Duration::MAX` never sleeps.
+    pub spin: Duration,
+    /// The core to run on.
+    pub cpu: Option<usize>,
+    /// How long to collect versions that nobody waits for.
+    pub pace: Duration,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { spin: Duration::from_micros(20), cpu: None, pace: Duration::from_millis(5) }
+    }
+}
+
+/// The control plane's handle.
+#[derive(Debug)]
+pub struct DataPlane {
+    commands: SyncSender<Command>,
+    alarm: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The data plane's thread is gone: the server cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the data plane has stopped")]
+pub struct Stopped;
+
+impl DataPlane {
+    /// Starts the thread. `me` is this node, `transport` becomes the thread's own.
+    pub fn start(
+        me: NodeId,
+        transport: Box<dyn Transport>,
+        waiting: Waiting,
+    ) -> io::Result<(Self, mpsc::Receiver<Notice>)> {
+        let alarm = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (commands, inbox) = sync_channel(COMMANDS_MAX);
+        let (notices, outbox) = mpsc::channel(NOTICES_MAX);
+        let channels = Channels { inbox, notices, backlog: VecDeque::new(), alarm: alarm.clone() };
+        let mut engine = Engine::new(me, transport, waiting, channels)?;
+        let thread = std::thread::Builder::new()
+            .name("data-plane".into())
+            .spawn(move || engine.run())?;
+        Ok((Self { commands, alarm, thread: Some(thread) }, outbox))
+    }
+
+    /// Hands a command over and wakes the thread.
+    pub fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).map_err(|_| Stopped)?;
+        ring(&*self.alarm);
+        Ok(())
+    }
+
+    /// Hands a command over and waits for its answer.
+    pub async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Stops the thread and waits for its end.
+    pub fn stop(&mut self) {
+        // A thread that is gone already is as good as stopped.
+        let _ = self.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the data plane ended by a panic");
+        }
+    }
+}
+
+/// The thread's ends of the channels.
+struct Channels {
+    inbox: Receiver<Command>,
+    notices: mpsc::Sender<Notice>,
+    /// Notices for which the channel had no room. Bounded by what was asked of this thread: each
+    /// checkpoint has at most one open question of each kind.
+    backlog: VecDeque<Notice>,
+    alarm: Arc<OwnedFd>,
+}
+
+impl Channels {
+    fn tell(&mut self, notice: Notice) {
+        self.backlog.push_back(notice);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(notice) = self.backlog.pop_front() {
+            if let Err(mpsc::error::TrySendError::Full(notice)) = self.notices.try_send(notice) {
+                self.backlog.push_front(notice);
+                return;
+            }
+        }
+    }
+}
+
+/// Makes an eventfd readable. A full counter is readable already.
+fn ring(eventfd: impl AsFd) {
+    let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+}

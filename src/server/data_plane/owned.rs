@@ -1,0 +1,207 @@
+//! One owned checkpoint on the data plane.
+
+use std::collections::HashMap;
+
+use super::{Attachment, Committed, Report, ring};
+use crate::{
+    commit::Stale,
+    handover::{Condition, Consumer, Submission, Violation},
+    membership::NodeId,
+    mirror::{Mirror, Post},
+    name::Name,
+    region::Region,
+    transport::{MemoryId, RemoteKey, WorkId},
+};
+
+/// Marks have no slot to pin.
+const NO_SLOT: usize = 15;
+
+/// A work request of a mirror, packed into the number that the completion brings back: which
+/// checkpoint, which pinned slot, and a count that is never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MirrorWork {
+    pub(super) index: usize,
+    pub(super) slot: Option<usize>,
+    pub(super) id: WorkId,
+}
+
+impl MirrorWork {
+    const INDEX_SHIFT: u32 = 40;
+    const SLOT_SHIFT: u32 = 36;
+    /// Largest number of checkpoints of one server.
+    pub(super) const INDEX_MAX: usize = (1 << 23) - 1;
+
+    pub(super) fn new(index: usize, slot: Option<usize>, count: u64) -> Self {
+        let count = count & ((1 << Self::SLOT_SHIFT) - 1);
+        let id = (index as u64) << Self::INDEX_SHIFT
+            | (slot.unwrap_or(NO_SLOT) as u64) << Self::SLOT_SHIFT
+            | count;
+        Self { index, slot, id: WorkId(id) }
+    }
+
+    /// `None` for work of another kind.
+    pub(super) fn unpack(id: WorkId) -> Option<Self> {
+        let index = (id.0 >> Self::INDEX_SHIFT) as usize;
+        let slot = (id.0 >> Self::SLOT_SHIFT & 15) as usize;
+        (index <= Self::INDEX_MAX).then_some(Self { index, slot: (slot != NO_SLOT).then_some(slot), id })
+    }
+}
+
+pub(super) struct Owned {
+    pub(super) name: Name,
+    pub(super) region: Region,
+    pub(super) memory: MemoryId,
+    pub(super) epoch: u64,
+    pub(super) mirror: Mirror<NodeId>,
+    pub(super) keys: HashMap<NodeId, RemoteKey>,
+    /// Posted and not completed.
+    pub(super) outstanding: usize,
+    pub(super) attachment: Option<Attachment>,
+    /// Someone waits for this checkpoint to be let go.
+    pub(super) leaving: Option<super::Reply<()>>,
+    pins: [u16; 8],
+    submission: Submission,
+}
+
+impl Owned {
+    pub(super) fn new(
+        name: Name,
+        region: Region,
+        memory: MemoryId,
+        epoch: u64,
+        pace_ns: u64,
+    ) -> Self {
+        let mirror = Mirror::new(region.layout().slots(), pace_ns);
+        Self {
+            name,
+            region,
+            memory,
+            epoch,
+            mirror,
+            keys: HashMap::new(),
+            outstanding: 0,
+            attachment: None,
+            leaving: None,
+            pins: [0; 8],
+            submission: Submission::default(),
+        }
+    }
+
+    /// A version whose changes are not known.
+    pub(super) fn found(&mut self, now_ns: u64, newest: Committed) {
+        let Committed { version, slot, len } = newest;
+        if version > self.mirror.version() {
+            self.mirror.submitted(now_ns, version, slot, len, &Stale::everything(), false);
+        }
+    }
+
+    /// Takes over what the client submitted. True when there was anything.
+    pub(super) fn take_submissions(&mut self, now_ns: u64) -> Result<bool, Violation> {
+        let Some(attachment) = &mut self.attachment else { return Ok(false) };
+        let mut any = false;
+        while attachment.consumer.next(self.region.layout(), &mut self.submission)? {
+            let Submission { version, slot, len, changed, urgent } = &self.submission;
+            self.mirror.submitted(now_ns, *version, *slot, *len, changed, *urgent);
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// The client is gone or sent away: what it committed last counts, also when it did not live
+    /// to submit it.
+    pub(super) fn detach(&mut self, now_ns: u64, condition: Option<Condition>) {
+        if let Err(violation) = self.take_submissions(now_ns) {
+            tracing::warn!(checkpoint = %self.name, %violation, "the client left nonsense behind");
+        }
+        if let Some(attachment) = self.attachment.take()
+            && let Some(condition) = condition
+            && attachment.consumer.set_condition(condition)
+        {
+            ring(&attachment.wake);
+        }
+        if let Some(found) = self.region.newest_by_record() {
+            let (version, len) = (found.record.sequence, found.record.len);
+            self.found(now_ns, Committed { version, slot: found.slot, len });
+        }
+    }
+
+    pub(super) fn attach(&mut self, attachment: Attachment) {
+        for slot in (0..8).filter(|&s| self.pins[s] > 0) {
+            attachment.consumer.pin(slot);
+        }
+        // The client has only just been handed the memory and cannot sleep on it yet.
+        let _ = attachment.consumer.set_mirrored(self.mirror.mirrored());
+        self.attachment = Some(attachment);
+    }
+
+    pub(super) fn consumer(&self) -> Option<&Consumer> {
+        self.attachment.as_ref().map(|a| &a.consumer)
+    }
+
+    /// Keeps the client from overwriting a slot that is about to be read. False when it is being
+    /// overwritten already.
+    pub(super) fn pin(&mut self, slot: usize) -> bool {
+        if self.pins[slot] == 0 && self.consumer().is_some_and(|c| !c.pin(slot)) {
+            return false;
+        }
+        self.pins[slot] += 1;
+        true
+    }
+
+    pub(super) fn unpin(&mut self, slot: usize) {
+        self.pins[slot] = self.pins[slot].saturating_sub(1);
+        if self.pins[slot] == 0
+            && let Some(attachment) = &self.attachment
+            && attachment.consumer.unpin(slot)
+        {
+            ring(&attachment.wake);
+        }
+    }
+
+    pub(super) fn tell_mirrored(&self) {
+        if let Some(attachment) = &self.attachment
+            && attachment.consumer.set_mirrored(self.mirror.mirrored())
+        {
+            ring(&attachment.wake);
+        }
+    }
+
+    pub(super) fn key_for(&self, post: &Post) -> Option<(NodeId, RemoteKey)> {
+        let holder = self.mirror.holder_of(post.which)?;
+        Some((holder.clone(), *self.keys.get(holder)?))
+    }
+
+    /// The newest committed version.
+    pub(super) fn newest(&self) -> Option<Committed> {
+        let found = self.region.newest_by_record()?;
+        let (version, len) = (found.record.sequence, found.record.len);
+        Some(Committed { version, slot: found.slot, len })
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let newest = self.newest();
+        Report {
+            name: self.name.clone(),
+            version: newest.map_or(0, |n| n.version),
+            len: newest.map_or(0, |n| n.len),
+            mirrored: self.mirror.mirrored(),
+            holder: self.mirror.holder().cloned(),
+            protection: self.mirror.protection(),
+            attached: self.attachment.is_some(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_work_number_says_whose_it_is() {
+        for (index, slot) in [(0, Some(0)), (77, None), (MirrorWork::INDEX_MAX, Some(7))] {
+            let work = MirrorWork::new(index, slot, u64::MAX);
+            assert_eq!(MirrorWork::unpack(work.id), Some(work));
+        }
+        assert_eq!(MirrorWork::unpack(WorkId(u64::MAX)), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! What the thread sleeps on: its alarm, the transport, and the doorbells of idle clients.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use rustix::{
+    event::{Timespec, epoll},
+    io::Errno,
+};
+
+const ALARM: u64 = u64::MAX;
+const TRANSPORT: u64 = u64::MAX - 1;
+
+/// What woke the thread, or is waiting to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Rung {
+    /// Checkpoints whose doorbell was rung.
+    pub(super) doorbells: Vec<usize>,
+}
+
+pub(super) struct Sleeper {
+    epoll: rustix::fd::OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+impl Sleeper {
+    pub(super) fn new(alarm: BorrowedFd<'_>, transport: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let add = |fd, data| {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)
+        };
+        add(alarm, ALARM)?;
+        if let Some(fd) = transport {
+            add(fd, TRANSPORT)?;
+        }
+        Ok(Self { epoll, events: Vec::with_capacity(64) })
+    }
+
+    pub(super) fn watch(&self, doorbell: impl AsFd, index: usize) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(index as u64);
+        Ok(epoll::add(&self.epoll, doorbell, data, epoll::EventFlags::IN)?)
+    }
+
+    pub(super) fn unwatch(&self, doorbell: impl AsFd) {
+        // A descriptor that is not there any more is not watched either.
+        let _ = epoll::delete(&self.epoll, doorbell);
+    }
+
+    /// Waits until something is rung, at most `timeout` (`None`: without end).
+    pub(super) fn wait(
+        &mut self,
+        alarm: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+        rung: &mut Rung,
+    ) {
+        rung.doorbells.clear();
+        self.events.clear();
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: t.subsec_nanos().into(),
+        });
+        let buffer = rustix::buffer::spare_capacity(&mut self.events);
+        match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => tracing::error!(%error, "waiting for events"),
+        }
+        for event in &self.events {
+            match event.data.u64() {
+                ALARM => drain(alarm),
+                TRANSPORT => {} // the transport looks for itself
+                index => rung.doorbells.push(index as usize),
+            }
+        }
+    }
+}
+
+/// Sets an eventfd back to zero.
+pub(super) fn drain(eventfd: impl AsFd) {
+    let mut count = [0; 8];
+    let _ = rustix::io::read(eventfd, &mut count);
+}
