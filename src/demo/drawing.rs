@@ -98,8 +98,8 @@ fn columns(text: &str) -> usize {
 fn across(boxes: &[Vec<String>], inner: usize, height: usize) -> String {
     let edge = "─".repeat(inner + 1);
     let row = |first: &str, cells: &mut dyn Iterator<Item = String>, between: &str, last: &str| {
-        format!("{first}{}{last}\n", cells.collect::<Vec<_>>().join(between)).trim_end().to_owned()
-            + "\n"
+        let line = format!("{first}{}{last}", cells.collect::<Vec<_>>().join(between));
+        line.trim_end().to_owned() + "\n"
     };
     let cell = |lines: &Vec<String>, index: usize| {
         let text = lines.get(index).map_or("", String::as_str);

@@ -22,7 +22,7 @@ use walkdir::WalkDir;
 /// A directory that is on every Linux machine and takes a few seconds.
 pub const DIR_DEFAULT: &str = "/usr/share";
 /// Files indexed unless told otherwise.
-pub const FILES_MAX_DEFAULT: u32 = 2_000;
+pub const FILES_MAX_DEFAULT: u32 = 5_000;
 /// Most files that an index may have.
 pub const FILES_MAX: u32 = 1_000_000;
 
@@ -379,6 +379,22 @@ mod tests {
         }
         let longer = [&bytes[..], &[0]].concat();
         assert_eq!(Indexer::resume(tmp.path(), &longer), Err(ResumeError::Malformed));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_are_trusted(bytes: Vec<u8>, at: usize, new: u8) {
+            let _ = Indexer::resume(Path::new("/"), &bytes);
+            let paths = vec![b"a".to_vec(), b"b".to_vec()];
+            let outcomes = vec![Outcome::Sha256([7; 32])];
+            let state = State { format: FORMAT, dir: b"/".to_vec(), paths, outcomes };
+            let mut spoiled = postcard::to_stdvec(&state).unwrap();
+            let at = at % spoiled.len();
+            spoiled[at] = new;
+            if let Ok(mut indexer) = Indexer::resume(Path::new("/"), &spoiled) {
+                assert!(indexer.step_batch(usize::MAX).is_finished());
+            }
+        }
     }
 
     #[test]

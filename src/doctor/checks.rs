@@ -9,7 +9,7 @@ use super::{
 };
 use crate::cluster_key::ReadKeyError;
 
-/// The oldest kernel that this is tested on.
+/// On older kernels nothing was tried.
 const KERNEL_MIN: (u32, u32) = (5, 10);
 /// Less locked memory than this refuses to register even small regions with an RDMA device.
 const MEMLOCK_BYTES_MIN: u64 = 64 << 20;
@@ -17,6 +17,8 @@ const MEMLOCK_BYTES_MIN: u64 = 64 << 20;
 const SHM_BYTES_MIN: u64 = 128 << 20;
 /// The page size that regions are laid out for.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+/// How many huge pages to add at first: 1 GiB.
+const HUGE_PAGES_MORE: u64 = 512;
 /// Clock sources that are read without a system call.
 const CLOCKS_FAST: [&str; 5] =
     ["tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "timebase"];
@@ -60,7 +62,7 @@ fn kernel(facts: &Facts) -> Check {
         Some(release) if release >= KERNEL_MIN => ok("kernel", found),
         _ => {
             let (major, minor) = KERNEL_MIN;
-            warn("kernel", found, format!("not tested on it; use Linux {major}.{minor} or newer"))
+            warn("kernel", found, format!("not tried on it; use Linux {major}.{minor} or newer"))
         }
     }
 }
@@ -98,9 +100,12 @@ fn memory(facts: &Facts) -> Check {
 }
 
 fn hugepages(facts: &Facts) -> Check {
-    let mend =
-        "sudo sysctl -w vm.nr_hugepages=512   (1 GiB; size it for all checkpoints and mirrors)";
-    match facts.huge_pools.iter().find(|pool| pool.page_bytes == HUGE_PAGE_BYTES) {
+    let pool = facts.huge_pools.iter().find(|pool| pool.page_bytes == HUGE_PAGE_BYTES);
+    let more = pool.map_or(0, |pool| pool.pages).saturating_add(HUGE_PAGES_MORE);
+    let mend = format!(
+        "sudo sysctl -w vm.nr_hugepages={more}   (1 GiB more; size it for checkpoints and mirrors)"
+    );
+    match pool {
         Some(pool) if pool.pages_free > 0 => {
             ok("hugepages", format!("{} of {} pages of 2 MiB free", pool.pages_free, pool.pages))
         }
@@ -196,7 +201,7 @@ fn listen(facts: &Facts) -> Check {
         Some(error) => fail(
             "listen",
             format!("{address}: {error}"),
-            format!("ringkeep serve --listen {}:PORT with a free port", address.ip()),
+            "ringkeep serve --listen IP:PORT with an address of this machine and a free port",
         ),
     }
 }
@@ -365,7 +370,7 @@ mod tests {
         assert_one(&spoiled(|f| f.kernel = "4.4.0".into()), "kernel", Warn, "5.10");
         assert_one(&spoiled(|f| f.cores = 1), "cores", Warn, "--poll busy");
         assert_one(&spoiled(|f| f.clock_source = Some("hpet".into())), "clock", Warn, "tsc");
-        assert_one(&spoiled(|f| f.huge_pools[0].pages_free = 0), "hugepages", Warn, "sysctl");
+        assert_one(&spoiled(|f| f.huge_pools[0].pages_free = 0), "hugepages", Warn, "=1024 ");
         assert_one(&spoiled(|f| f.huge_pools.clear()), "hugepages", Warn, "tmpfs");
         assert_one(&spoiled(|f| f.huge_mounts[0].writable = false), "hugetlbfs", Warn, "uid=1000");
         let other = |f: &mut Facts| f.huge_mounts[0].page_bytes = Some(1 << 30);

@@ -281,8 +281,8 @@ fn socket_state(path: &Path) -> SocketState {
     if UnixStream::connect(path).is_ok() {
         return SocketState::Answers;
     }
-    // The server makes the last directory itself where it is its own.
-    let existing = path.ancestors().skip(1).find(|dir| dir.exists());
+    // The server makes the last directory itself, but not the one above it.
+    let existing = path.ancestors().skip(1).take(2).find(|dir| dir.exists());
     match (path.exists(), existing.is_some_and(writable)) {
         (_, false) => SocketState::NotWritable,
         (true, true) => SocketState::Stale,

@@ -173,4 +173,16 @@ mod tests {
         assert!(has_module(dep, "rdma_rxe"));
         assert!(!has_module(dep, "udp_tunnel"), "only a dependency there");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_can_be_read(text: String) {
+            for mount in mounts(&text) {
+                let _ = mount.option("pagesize").and_then(page_size);
+            }
+            let _ = (page_size(&text), meminfo(&text, "MemTotal"), cgroup_paths(&text));
+            let _ = (cgroup_limit(&text), port_state(&text), gid_is_set(&text));
+            let _ = (kernel_release(&text), has_module(&text, "rdma_rxe"));
+        }
+    }
 }
