@@ -1,2 +1,7 @@
-//! The `ringkeep` binary.
-fn main() {}
+//! The `ringkeep` binary: a thin shell over [`ringkeep::cli`].
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    ringkeep::cli::run()
+}

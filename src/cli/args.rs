@@ -1,0 +1,356 @@
+//! The front door: every command, flag and default that a person can type.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use super::values::{DurabilityChoice, LogFormat, Poll, Size, TransportChoice, parse_duration};
+use crate::name::Name;
+
+const TOP_HELP: &str = "\
+Exit status:
+  0 done   1 failed   2 wrong usage   3 no such checkpoint   4 fenced or owned elsewhere
+  5 durability not reached   6 no space   7 corrupt   8 no server
+
+Examples:
+  ringkeep demo                          see it work on this machine
+  ringkeep doctor                        see what this machine offers
+  ringkeep serve                         a ring of one, usable at once
+  ringkeep put sched state.bin           keep a file's content
+  ringkeep get sched -o state.bin        read it back, from any node";
+
+/// Checkpoints in shared memory that survive the node.
+///
+/// A service's state is kept in shared memory twice: on its own node and on the node before it in
+/// a ring of servers. A service that crashed maps its state back; a node that crashed is replaced
+/// by any other.
+#[derive(Debug, Parser)]
+#[command(name = "ringkeep", version, after_help = TOP_HELP, max_term_width = 100)]
+#[command(arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// The local server's socket [default: one well-known path per user, see `ringkeep doctor`]
+    #[arg(
+        long,
+        global = true,
+        env = "RINGKEEP_SOCKET",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
+    pub socket: Option<PathBuf>,
+    /// Say more on standard error; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// How log lines look; RINGKEEP_LOG filters them, as in RINGKEEP_LOG=ringkeep=debug
+    #[arg(
+        long,
+        global = true,
+        env = "RINGKEEP_LOG_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Serve(ServeArgs),
+    Put(PutArgs),
+    Get(GetArgs),
+    Ls(LsArgs),
+    Status(StatusArgs),
+    Verify(VerifyArgs),
+    Rm(RmArgs),
+    Doctor(DoctorArgs),
+    Keygen(KeygenArgs),
+    Demo(DemoArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Run this node's checkpoint server.
+///
+/// With no flag it is a ring of one on the loopback address: local checkpoints work, mirrored ones
+/// wait for a second node. Flags override RINGKEEP_* environment variables, which override the
+/// file of --config.
+#[derive(Debug, Args, Default)]
+#[command(after_help = "\
+Examples:
+  ringkeep serve
+      a ring of one
+  ringkeep serve --name b --listen 127.0.0.1:7742 --join 127.0.0.1:7741 --socket /tmp/b.sock
+      a second server on the same machine
+  ringkeep serve --listen 10.0.0.2:7741 --join 10.0.0.1:7741 --cluster-key /etc/ringkeep/key
+      a node of a cluster; `ringkeep keygen` makes the key")]
+pub struct ServeArgs {
+    /// This node's name in the ring [default: the host's name]
+    #[arg(long, env = "RINGKEEP_NAME", hide_env_values = true)]
+    pub name: Option<Name>,
+    /// Where other servers reach this one [default: 127.0.0.1:7741]
+    #[arg(long, env = "RINGKEEP_LISTEN", hide_env_values = true, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Servers of the ring to join; one that answers is enough
+    #[arg(
+        long,
+        env = "RINGKEEP_JOIN",
+        hide_env_values = true,
+        value_name = "IP:PORT",
+        value_delimiter = ','
+    )]
+    pub join: Option<Vec<SocketAddr>>,
+    /// Where region files go when huge pages have no room [default: /dev/shm/ringkeep-UID/NAME]
+    #[arg(long, env = "RINGKEEP_DIR", hide_env_values = true, value_name = "PATH")]
+    pub dir: Option<PathBuf>,
+    /// Most memory for checkpoints and mirrors, as in 64MiB or 8g [default: half of what there is]
+    #[arg(long, env = "RINGKEEP_MEMORY", hide_env_values = true, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// How bytes travel to other nodes [default: auto]
+    #[arg(long, env = "RINGKEEP_TRANSPORT", hide_env_values = true, value_enum)]
+    pub transport: Option<TransportChoice>,
+    /// The RDMA device to use, as in rxe0 [default: the first active one]
+    #[arg(long, env = "RINGKEEP_DEVICE", hide_env_values = true, value_name = "NAME")]
+    pub device: Option<Name>,
+    /// The ring's secret; without it only loopback addresses are allowed
+    #[arg(long, env = "RINGKEEP_CLUSTER_KEY", hide_env_values = true, value_name = "FILE")]
+    pub cluster_key: Option<PathBuf>,
+    /// How the data plane waits [default: adaptive]
+    #[arg(long, env = "RINGKEEP_POLL", hide_env_values = true, value_enum)]
+    pub poll: Option<Poll>,
+    /// Pin the data plane to this core
+    #[arg(long, env = "RINGKEEP_CPU", hide_env_values = true, value_name = "N")]
+    pub cpu: Option<usize>,
+    /// Serve Prometheus metrics here
+    #[arg(long, env = "RINGKEEP_METRICS", hide_env_values = true, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// A TOML file whose keys are the long flags: name, listen, join, socket, dir, memory, …
+    #[arg(long, env = "RINGKEEP_CONFIG", hide_env_values = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Keep a file's content as a new version of a checkpoint, and print the version.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep put sched state.bin
+  produce-state | ringkeep put sched --durability local
+  ringkeep put sched state.bin --timeout 500ms || echo \"not mirrored yet: status $?\"")]
+pub struct PutArgs {
+    /// The checkpoint
+    pub name: Name,
+    /// What to keep; - is standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// What the version must survive before this command ends
+    #[arg(long, value_enum, default_value = "mirrored")]
+    pub durability: DurabilityChoice,
+    /// How long to wait for that; exit status 5 afterwards, the version stays local
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+/// Read a checkpoint back, verified, from any node.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep get sched -o state.bin
+  ringkeep get sched --version 41 | sha256sum")]
+pub struct GetArgs {
+    /// The checkpoint
+    pub name: Name,
+    /// Where to write it; it appears whole or not at all [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// This version instead of the newest
+    #[arg(long, value_name = "V", value_parser = clap::value_parser!(u64).range(1..))]
+    pub version: Option<u64>,
+}
+
+/// List the checkpoints that the local server holds.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+/// Show the ring and whether every checkpoint has its two copies.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`protected` means that every checkpoint this node owns or holds has two live copies.
+
+Examples:
+  ringkeep status
+  ringkeep status --json | jq -r .state")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+/// Check the stored bytes against their checksums.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit status 7 when a version is corrupt.")]
+pub struct VerifyArgs {
+    /// The checkpoint [default: all that the local server holds]
+    pub name: Option<Name>,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+/// Remove a checkpoint and its mirror.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The checkpoint
+    pub name: Name,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+/// Show what this machine offers and how to mend what is missing.
+///
+/// Looks only; changes nothing. Exit status 1 when something would keep a server from working,
+/// 0 with warnings when it would only be slower or smaller.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep doctor
+  ringkeep doctor --cluster-key /etc/ringkeep/key --listen 10.0.0.2:7741
+  ringkeep doctor --json | jq '.checks[] | select(.level != \"ok\")'")]
+pub struct DoctorArgs {
+    /// The key that the server will use
+    #[arg(long, env = "RINGKEEP_CLUSTER_KEY", hide_env_values = true, value_name = "FILE")]
+    pub cluster_key: Option<PathBuf>,
+    /// The address that the server will listen on
+    #[arg(
+        long,
+        env = "RINGKEEP_LISTEN",
+        hide_env_values = true,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7741"
+    )]
+    pub listen: SocketAddr,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+/// Make a new cluster key.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep keygen -o /etc/ringkeep/key
+      a new file with mode 0600; copy it to every node, secretly
+  ringkeep keygen
+      to standard output")]
+pub struct KeygenArgs {
+    /// A file to make; one that is there is never overwritten [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Watch a service lose its node and lose nothing else.
+///
+/// Starts a ring of real server processes on this machine and a small service that indexes a
+/// directory and checkpoints after every batch; kills the service and its server, removes the
+/// node's memory, and goes on elsewhere. Exit status 1 if anything was lost.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep demo
+  ringkeep demo /etc --nodes 5")]
+pub struct DemoArgs {
+    /// The directory to index
+    #[arg(default_value = crate::demo::index::DIR_DEFAULT)]
+    pub dir: PathBuf,
+    /// Servers in the ring
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+    pub nodes: u8,
+    /// How bytes travel between them
+    #[arg(long, value_enum, default_value = "auto")]
+    pub transport: TransportChoice,
+    /// Index at most this many files
+    #[arg(long, default_value_t = crate::demo::index::FILES_MAX_DEFAULT, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=crate::demo::index::FILES_MAX as i64))]
+    pub files_max: u32,
+    /// Keep the servers' logs and files afterwards and say where they are
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Print a completion script for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep completions bash > ~/.local/share/bash-completion/completions/ringkeep
+  ringkeep completions zsh > ~/.zfunc/_ringkeep
+  ringkeep completions fish > ~/.config/fish/completions/ringkeep.fish")]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// Print a manual page.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep man | man -l -
+  ringkeep man serve > ringkeep-serve.1")]
+pub struct ManArgs {
+    /// The command to describe [default: ringkeep itself]
+    pub command: Option<String>,
+}
+
+/// Output for programs.
+#[derive(Debug, Args)]
+pub struct JsonFlag {
+    /// Print JSON for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_and_globals_are_read() {
+        let cli = Cli::try_parse_from([
+            "ringkeep",
+            "serve",
+            "--join",
+            "127.0.0.1:1,127.0.0.1:2",
+            "--socket",
+            "/s",
+        ])
+        .unwrap();
+        assert_eq!(cli.global.socket, Some("/s".into()));
+        let Command::Serve(args) = cli.command else { panic!("serve") };
+        assert_eq!(args.join.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn put_reads_standard_input_unless_told() {
+        let cli = Cli::try_parse_from(["ringkeep", "put", "a"]).unwrap();
+        let Command::Put(args) = cli.command else { panic!("put") };
+        assert_eq!((args.file, args.timeout), ("-".into(), Duration::from_secs(5)));
+        assert_eq!(args.durability, DurabilityChoice::Mirrored);
+    }
+}

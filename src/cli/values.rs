@@ -1,0 +1,127 @@
+//! What people write for sizes, durations and choices, checked where it enters. The same types
+//! read flags, environment variables and the configuration file.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+/// A number of bytes: `4096`, `64MiB`, `1g`. K, M, G and T are powers of 1024, as for `dd` and
+/// `mount`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct Size(pub u64);
+
+/// Why a text is not a [`Size`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a size; write 4096, 64MiB or 1g")]
+pub struct SizeError {
+    text: String,
+}
+
+impl FromStr for Size {
+    type Err = SizeError;
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        parse_size::Config::new()
+            .with_binary()
+            .parse_size(text)
+            .map(Self)
+            .map_err(|_| SizeError { text: text.chars().take(40).collect() })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&indicatif::BinaryBytes(self.0).to_string())
+    }
+}
+
+/// A size in a configuration file may be a number or a text.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size such as 4096, \"64MiB\" or \"1g\"")]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = SizeError;
+    fn try_from(size: SizeText) -> Result<Self, SizeError> {
+        match size {
+            SizeText::Bytes(bytes) => Ok(Self(bytes)),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
+}
+
+/// Reads `5s`, `250ms`, `1m 30s`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "not a duration; write a number and its unit, as in 5s or 250ms".to_owned())
+}
+
+/// `--transport`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportChoice {
+    /// RDMA where both ends of a link have it, else TCP, saying so once
+    Auto,
+    /// RDMA only; refuses to fall back
+    Rdma,
+    /// TCP only
+    Tcp,
+}
+
+/// `--poll`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Poll {
+    /// Spin for a moment, then sleep: an idle server uses no CPU
+    Adaptive,
+    /// Spin always: the lowest latency, and one whole core
+    Busy,
+}
+
+/// `--durability`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityChoice {
+    /// Survives the process that wrote it
+    Local,
+    /// Survives the node
+    Mirrored,
+}
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary() {
+        let size = |text: &str| text.parse::<Size>().map(|s| s.0).ok();
+        assert_eq!(size("4096"), Some(4096));
+        assert_eq!(size("64MiB"), Some(64 << 20));
+        assert_eq!(size("1g"), Some(1 << 30));
+        assert_eq!(size("1.5 GiB"), Some(3 << 29));
+        for bad in ["", "-1", "much", "1x", "99999999999g", "9223372036854775808g"] {
+            assert_eq!(size(bad), None, "{bad}");
+        }
+        assert_eq!(Size(64 << 20).to_string(), "64.00 MiB");
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
+        assert!(parse_duration("5").is_err());
+        assert!(parse_duration("-5s").is_err());
+    }
+}

@@ -1,0 +1,2 @@
+//! The checkpoint server: a data plane thread and a control plane.
+pub mod data_plane;
