@@ -1,0 +1,482 @@
+//! One node's part in the membership: what it is told, what it says.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    Beat, Body, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer, Time,
+    View,
+    ballot::Votes,
+    detector::Detector,
+    holders::SyncFacts,
+    requests::{Contacts, Requests},
+    rounds::Round,
+};
+
+/// Every how many heartbeats the first ring member also tells the voters outside the ring.
+const BEATS_PER_OUTSIDE_BEAT: u64 = 4;
+/// Most confirmations, and most settled owners, in one heartbeat.
+const FACTS_PER_BEAT_MAX: usize = 64;
+/// Most peers whose last answer is remembered for limiting the rate.
+const ANSWERED_MAX: usize = 1024;
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A message came over an authenticated connection.
+    Received {
+        /// Who sent it.
+        from: Peer,
+        /// What it says.
+        message: Message,
+    },
+    /// [`Membership::deadline`] has come.
+    Tick,
+    /// This node is to leave the ring.
+    Leave,
+    /// A member's connection was reset and connecting again was refused. A hint: it shortens the
+    /// wait before that member is suspected.
+    PeerGone(NodeId),
+    /// This node knows that `owner`'s predecessor in view `view` has the whole mirror.
+    SyncConfirmed {
+        /// Whose mirror.
+        owner: NodeId,
+        /// The view for which it was synced.
+        view: u64,
+    },
+    /// All checkpoints of `owner`, which left the ring, have two copies elsewhere.
+    OwnerSettled {
+        /// Who left.
+        owner: NodeId,
+    },
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send this to a peer. It may be lost, late or doubled.
+    Send {
+        /// To whom; drop the message if another life answers there.
+        to: Peer,
+        /// What.
+        message: Message,
+    },
+    /// Send this to whoever listens at an address.
+    Contact {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What.
+        message: Message,
+    },
+    /// Store this in place of what was stored before. It must be durable before any later output
+    /// is acted on.
+    Persist(Durable),
+    /// This is the view now, and this node is in it.
+    Install(Arc<View>),
+    /// There is a newer view without this node. Its writers are to be fenced; it can come back as
+    /// a new incarnation. Keep this machine beside the new one until [`Membership::is_finished`]:
+    /// the ring may still count on its vote.
+    Evicted {
+        /// The newer view.
+        view: Arc<View>,
+    },
+    /// The ring does not take this node in; the machine is finished.
+    JoinRefused {
+        /// Why.
+        reason: JoinRefusal,
+    },
+    /// The node asked to leave and is out; the machine is finished.
+    Left,
+}
+
+/// Why a stored state cannot be gone on from. The node must join as a new incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResumeError {
+    /// The stored view or votes contradict themselves.
+    #[error("the stored membership state is damaged; remove it to join as a new incarnation")]
+    Incoherent,
+    /// The node is neither member nor voter of its stored view.
+    #[error("{me} has no part in the stored view {view}; join as a new incarnation")]
+    NoPart {
+        /// The stored identity.
+        me: NodeId,
+        /// The stored view's number.
+        view: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Has no view yet.
+    Joining,
+    /// In the ring, or a witness.
+    Member,
+    /// Evicted, but still a voter: answers, and does nothing of its own accord.
+    Outside,
+    /// Has no part in anything any more.
+    Finished,
+}
+
+/// One node's membership state machine. See the [module](super) for what it does; the shell calls
+/// [`Membership::handle`] with what happened and does what comes out.
+#[derive(Debug)]
+pub struct Membership {
+    pub(super) config: Config,
+    pub(super) me: Member,
+    pub(super) cluster: u64,
+    pub(super) phase: Phase,
+    pub(super) view: Option<Arc<View>>,
+    pub(super) votes: Votes,
+    pub(super) round: Round,
+    pub(super) detector: Detector,
+    pub(super) facts: SyncFacts,
+    pub(super) requests: Requests,
+    pub(super) contacts: Contacts,
+    pub(super) leaving: bool,
+    /// When the neighbours hear from this node next.
+    beat_at: Time,
+    beats: u64,
+    /// When each peer was last answered with a view, or asked for one.
+    answered: BTreeMap<NodeId, Time>,
+    /// Nothing was told to the shell yet.
+    fresh: bool,
+}
+
+impl Membership {
+    fn new(config: Config, me: Member, contacts: Contacts, now: Time) -> Self {
+        Self {
+            detector: Detector::new(config, me.id.clone(), now),
+            config,
+            me,
+            cluster: 0,
+            phase: Phase::Joining,
+            view: None,
+            votes: Votes::default(),
+            round: Round::default(),
+            facts: SyncFacts::default(),
+            requests: Requests::default(),
+            contacts,
+            leaving: false,
+            beat_at: now,
+            beats: 0,
+            answered: BTreeMap::new(),
+            fresh: true,
+        }
+    }
+
+    /// The first member of a new cluster, whose number must not be zero: a ring of one, view 1.
+    pub fn found(config: Config, me: Member, cluster: u64, now: Time) -> Self {
+        let me = Member { witness: false, ..me };
+        let view = Arc::new(View::first(cluster.max(1), me.clone()));
+        let mut machine = Self::new(config, me, Contacts::new(Vec::new(), now), now);
+        machine.enter(view, now);
+        machine
+    }
+
+    /// A node that wants to join through any of `contacts`. `me` must be an incarnation that was
+    /// never used before.
+    pub fn join(
+        config: Config,
+        me: Member,
+        contacts: Vec<std::net::SocketAddr>,
+        now: Time,
+    ) -> Self {
+        Self::new(config, me, Contacts::new(contacts, now), now)
+    }
+
+    /// Joins this cluster only; another one refuses.
+    pub fn expect_cluster(mut self, cluster: u64) -> Self {
+        if self.phase == Phase::Joining {
+            self.cluster = cluster;
+        }
+        self
+    }
+
+    /// Goes on from what [`Output::Persist`] stored last, as the same incarnation.
+    pub fn resume(config: Config, durable: Durable, now: Time) -> Result<Self, ResumeError> {
+        let Durable { me, view, votes, leaving } = durable;
+        let cast = [votes.cast.vote.as_ref().map(|v| &v.value)]
+            .into_iter()
+            .chain([votes.cast.accepted.as_ref().map(|(_, value)| value)])
+            .flatten();
+        if !view.is_coherent() || !cast.into_iter().all(|value| view.precedes(value)) {
+            return Err(ResumeError::Incoherent);
+        }
+        if view.member(&me.id).is_none() {
+            return Err(ResumeError::NoPart { me: me.id, view: view.number });
+        }
+        let mut machine = Self::new(config, me, Contacts::new(Vec::new(), now), now);
+        machine.enter(view, now);
+        machine.leaving = leaving;
+        machine.votes = votes;
+        machine.take_up_votes(now);
+        Ok(machine)
+    }
+
+    /// Tells what happened at `now`; appends what is to be done to `out`.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Output>) {
+        if self.phase == Phase::Finished {
+            return;
+        }
+        if std::mem::take(&mut self.fresh) {
+            self.persist(out);
+            self.announce(out);
+        }
+        match event {
+            Event::Received { from, message } => self.received(now, from, message, out),
+            Event::Tick => {}
+            Event::Leave => self.leave(now, out),
+            Event::PeerGone(node) => self.detector.gone(&node),
+            Event::SyncConfirmed { owner, view: number } => {
+                if let Some(view) = &self.view {
+                    self.facts.confirm(view, &owner, number);
+                }
+            }
+            Event::OwnerSettled { owner } => {
+                if let Some(view) = &self.view {
+                    self.facts.settle(view, &owner);
+                }
+            }
+        }
+        match self.phase {
+            Phase::Joining => self.contact(now, out),
+            Phase::Member => {
+                self.beat(now, out);
+                self.ask_to_leave(now, out);
+                self.drive(now, out);
+            }
+            Phase::Outside | Phase::Finished => {}
+        }
+    }
+
+    /// When [`Event::Tick`] is wanted next; to be asked again after each event.
+    pub fn deadline(&self) -> Option<Time> {
+        match self.phase {
+            _ if self.fresh => Some(Time(0)),
+            Phase::Joining => Some(self.contacts.at),
+            Phase::Member => {
+                let alone = self.view.as_ref().is_some_and(|view| view.voters.len() == 1);
+                let beat = (!alone).then_some(self.beat_at);
+                let timers = [beat, self.detector.deadline(), self.requests.leave_at];
+                timers.into_iter().chain(self.round.deadlines()).flatten().min()
+            }
+            Phase::Outside | Phase::Finished => None,
+        }
+    }
+
+    /// The installed view, if there is one. After an eviction, the newest one known.
+    pub fn view(&self) -> Option<&Arc<View>> {
+        self.view.as_ref()
+    }
+
+    /// Who this is.
+    pub fn me(&self) -> &Member {
+        &self.me
+    }
+
+    /// Whom this node, or somebody that it believes, does not hear.
+    pub fn suspects(&self) -> impl Iterator<Item = &NodeId> {
+        self.detector.suspects().map(|(id, _)| id)
+    }
+
+    /// Whether this node is in its installed view.
+    pub fn is_member(&self) -> bool {
+        self.phase == Phase::Member
+    }
+
+    /// Whether nothing will ever come out any more: the machine and its stored state may go.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Finished
+    }
+
+    fn received(&mut self, now: Time, from: Peer, message: Message, out: &mut Vec<Output>) {
+        let Message { cluster, view: number, to, body } = message;
+        if from.id == self.me.id || to.is_some_and(|to| to != self.me.id) {
+            return;
+        }
+        let body = match body {
+            Body::Install(view) => return self.learn(now, view, out),
+            Body::JoinRefused(reason) => return self.refused(reason, out),
+            body => body,
+        };
+        let Some(view) = self.view.clone() else { return };
+        let is_join = matches!(body, Body::Join { .. });
+        if cluster != view.cluster && !(is_join && cluster == 0) {
+            if let Body::Join { member, .. } = &body {
+                let reason = JoinRefusal::WrongCluster { existing: view.cluster, joiner: cluster };
+                self.send(&member.into(), Body::JoinRefused(reason), out);
+            }
+            return;
+        }
+        self.detector.heard(&from.id, now);
+        if number > view.number && self.may_answer(&from.id, now) {
+            // Whoever hears an older view answers with the newest.
+            self.send(&from, Body::Heartbeat(Beat::default()), out);
+        }
+        if number < view.number && self.may_answer(&from.id, now) {
+            self.send(&from, Body::Install(view.clone()), out);
+        }
+        match body {
+            Body::Join { member, forwarded } => self.asked_to_join(now, member, forwarded, out),
+            Body::Leave { member, forwarded } => {
+                self.asked_to_leave(now, &from, member, forwarded, out);
+            }
+            body if number == view.number => match body {
+                Body::Heartbeat(beat) => self.heard_beat(now, &view, &from, &beat),
+                body => self.ballot_message(now, &from, body, out),
+            },
+            _ => {}
+        }
+    }
+
+    fn heard_beat(&mut self, now: Time, view: &View, from: &Peer, beat: &Beat) {
+        self.detector.report(view, &from.id, beat, now);
+        for Confirmation { owner, view: number } in
+            beat.confirmations.iter().take(FACTS_PER_BEAT_MAX)
+        {
+            self.facts.confirm(view, owner, *number);
+        }
+        for owner in beat.settled.iter().take(FACTS_PER_BEAT_MAX) {
+            self.facts.settle(view, owner);
+        }
+    }
+
+    /// Somebody says that `view` was decided.
+    fn learn(&mut self, now: Time, view: Arc<View>, out: &mut Vec<Output>) {
+        let ours = self.cluster == 0 || self.cluster == view.cluster;
+        let follows = self.view.as_ref().is_none_or(|mine| {
+            view.number > mine.number && (view.number > mine.number + 1 || mine.precedes(&view))
+        });
+        if !ours || !follows || !view.is_coherent() {
+            return;
+        }
+        if self.phase == Phase::Joining && !view.admits(&self.me.id) {
+            return self.learn_contacts(now, &view, out);
+        }
+        self.install(now, view, out);
+    }
+
+    /// Makes a decided view this node's own.
+    pub(super) fn install(&mut self, now: Time, view: Arc<View>, out: &mut Vec<Output>) {
+        let before = self.phase;
+        self.enter(view.clone(), now);
+        self.persist(out);
+        match (before, self.phase) {
+            (Phase::Outside, _) => {}
+            _ if self.leaving && !view.admits(&self.me.id) => {
+                self.phase = Phase::Finished;
+                out.push(Output::Left);
+            }
+            _ => self.announce(out),
+        }
+    }
+
+    fn announce(&self, out: &mut Vec<Output>) {
+        let Some(view) = self.view.clone() else { return };
+        out.push(match self.phase {
+            Phase::Member => Output::Install(view),
+            _ => Output::Evicted { view },
+        });
+    }
+
+    fn enter(&mut self, view: Arc<View>, now: Time) {
+        let me = &self.me.id;
+        self.phase = match self.phase {
+            Phase::Joining | Phase::Member if view.admits(me) => Phase::Member,
+            _ if view.is_voter(me) => Phase::Outside,
+            _ => Phase::Finished,
+        };
+        self.cluster = view.cluster;
+        self.votes = Votes::default();
+        self.round = Round::default();
+        self.detector.watch(&view, now);
+        self.facts.prune(&view);
+        self.requests.prune(&view, now);
+        self.view = Some(view);
+    }
+
+    /// A decided value: installs it and tells everybody concerned.
+    pub(super) fn decided(&mut self, now: Time, value: Arc<View>, out: &mut Vec<Output>) {
+        let Some(before) = self.view.clone() else { return };
+        self.install(now, value.clone(), out);
+        let joined = value.everybody().filter(|m| before.member(&m.id).is_none());
+        for member in before.everybody().chain(joined) {
+            self.send(&member.into(), Body::Install(value.clone()), out);
+        }
+    }
+
+    /// Tells the neighbours, and when somebody is newly suspected everybody, that this node lives.
+    fn beat(&mut self, now: Time, out: &mut Vec<Output>) {
+        let Some(view) = self.view.clone() else { return };
+        let to_all = self.detector.poll(now);
+        if !to_all && self.beat_at > now {
+            return;
+        }
+        let mut to: Vec<&Member> = Vec::new();
+        if to_all {
+            to.extend(view.everybody());
+        } else {
+            to.extend(view.predecessor(&self.me.id));
+            to.extend(view.successor(&self.me.id).filter(|_| view.ring.len() > 2));
+            let first = view.ring.first().is_some_and(|m| m.id == self.me.id);
+            if first && self.beats.is_multiple_of(BEATS_PER_OUTSIDE_BEAT) {
+                to.extend(&view.voters[view.ring.len()..]);
+            }
+        }
+        if self.beat_at <= now {
+            self.beats += 1;
+            self.beat_at = now + self.config.heartbeat_interval;
+        }
+        let confirmation =
+            |(owner, number): (&NodeId, u64)| Confirmation { owner: owner.clone(), view: number };
+        let useful = self.facts.useful(&view);
+        let beat = Beat {
+            counter: now.0,
+            suspects: self.detector.own(),
+            confirmations: useful.map(confirmation).take(FACTS_PER_BEAT_MAX).collect(),
+            settled: self.facts.settled().take(FACTS_PER_BEAT_MAX).cloned().collect(),
+        };
+        for member in to {
+            self.send(&member.into(), Body::Heartbeat(beat.clone()), out);
+        }
+    }
+
+    pub(super) fn persist(&self, out: &mut Vec<Output>) {
+        if let Some(view) = self.view.clone() {
+            let (me, votes, leaving) = (self.me.clone(), self.votes.clone(), self.leaving);
+            out.push(Output::Persist(Durable { me, view, votes, leaving }));
+        }
+    }
+
+    /// Appends a message; none to this node itself.
+    pub(super) fn send(&self, to: &Peer, body: Body, out: &mut Vec<Output>) {
+        if to.id != self.me.id {
+            let message = self.message(Some(to.id.clone()), body);
+            out.push(Output::Send { to: to.clone(), message });
+        }
+    }
+
+    pub(super) fn message(&self, to: Option<NodeId>, body: Body) -> Message {
+        Message { cluster: self.cluster, view: self.number(), to, body }
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.view.as_ref().map_or(0, |view| view.number)
+    }
+
+    /// At most one answer per peer and heartbeat interval.
+    pub(super) fn may_answer(&mut self, peer: &NodeId, now: Time) -> bool {
+        let interval = self.config.heartbeat_interval;
+        let recent = |at: &Time| now < *at + interval;
+        if self.answered.get(peer).is_some_and(recent) {
+            return false;
+        }
+        if self.answered.len() >= ANSWERED_MAX {
+            self.answered.retain(|_, at| recent(at));
+        }
+        if self.answered.len() < ANSWERED_MAX {
+            self.answered.insert(peer.clone(), now);
+            return true;
+        }
+        false
+    }
+}

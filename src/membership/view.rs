@@ -1,0 +1,186 @@
+//! Nodes, members and views.
+
+use std::{fmt, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Change, MEMBERS_MAX, OWNERS_MAX, OwnerHolders, holders::RUNS_MAX};
+use crate::name::Name;
+
+/// One life of a node. A node that restarted without its memory is another `NodeId` with the same
+/// name and a higher incarnation.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId {
+    /// The node's name, unique in the cluster.
+    pub name: Name,
+    /// Which life of the node. Must grow with every start that does not resume a [`super::Durable`].
+    pub incarnation: u64,
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.name, self.incarnation)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A node as the others know it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Member {
+    /// Who it is.
+    pub id: NodeId,
+    /// Where its server listens.
+    pub address: SocketAddr,
+    /// True for a node that votes and stores nothing: it is never in the ring.
+    pub witness: bool,
+    /// What it shares a fate with, such as a rack.
+    pub zone: Option<Name>,
+}
+
+/// What the voters of the view before agreed on: everything that all members see alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Which cluster. Never zero.
+    pub cluster: u64,
+    /// The first view is number 1.
+    pub number: u64,
+    /// The directed circle: each member's predecessor stands before it, the first one's is the last.
+    pub ring: Vec<Member>,
+    /// Who decides the next view: the ring in its order, the witnesses, and enough of those who
+    /// left against their will that there are three.
+    pub voters: Vec<Member>,
+    /// Per owner the predecessors that may hold its mirror, sorted by owner.
+    pub holders: Vec<OwnerHolders>,
+    /// What was changed against the view before.
+    pub change: Change,
+}
+
+impl View {
+    /// The first view of a new cluster: a ring of one.
+    pub fn first(cluster: u64, founder: Member) -> Self {
+        let holders = vec![OwnerHolders { owner: founder.id.clone(), runs: Vec::new() }];
+        let (ring, voters) = (vec![founder.clone()], vec![founder]);
+        Self { cluster, number: 1, ring, voters, holders, change: Change::default() }
+    }
+
+    /// Where `node` stands in the ring.
+    pub fn position(&self, node: &NodeId) -> Option<usize> {
+        self.ring.iter().position(|m| m.id == *node)
+    }
+
+    /// The member that holds the mirror of `node`. None in a ring of one, or of a stranger.
+    pub fn predecessor(&self, node: &NodeId) -> Option<&Member> {
+        let at = self.position(node)?;
+        let before = (at + self.ring.len() - 1) % self.ring.len();
+        (before != at).then(|| &self.ring[before])
+    }
+
+    /// The member whose mirror `node` holds. None in a ring of one, or of a stranger.
+    pub fn successor(&self, node: &NodeId) -> Option<&Member> {
+        let at = self.position(node)?;
+        let after = (at + 1) % self.ring.len();
+        (after != at).then(|| &self.ring[after])
+    }
+
+    /// Whether this life of the node is in the ring.
+    pub fn contains(&self, node: &NodeId) -> bool {
+        self.position(node).is_some()
+    }
+
+    /// The ring member or voter with this id.
+    pub fn member(&self, node: &NodeId) -> Option<&Member> {
+        self.everybody().find(|m| m.id == *node)
+    }
+
+    /// The ring member or voter with this name, of whichever life.
+    pub fn member_named(&self, name: &Name) -> Option<&Member> {
+        self.everybody().find(|m| m.id.name == *name)
+    }
+
+    /// Whether `node` votes on the next view.
+    pub fn is_voter(&self, node: &NodeId) -> bool {
+        self.voter_rank(node).is_some()
+    }
+
+    /// Where `node` stands among the voters.
+    pub fn voter_rank(&self, node: &NodeId) -> Option<usize> {
+        self.voters.iter().position(|m| m.id == *node)
+    }
+
+    /// Whether this view counts `node` in: in the ring, or as a witness.
+    pub fn admits(&self, node: &NodeId) -> bool {
+        self.contains(node) || self.voters.iter().any(|m| m.witness && m.id == *node)
+    }
+
+    /// The ring, then the voters outside it.
+    pub fn everybody(&self) -> impl Iterator<Item = &Member> {
+        self.ring.iter().chain(self.voters.iter().skip(self.ring.len()))
+    }
+
+    /// The holding runs of `owner`'s mirror, oldest first; empty if there were none.
+    pub fn holders_of(&self, owner: &NodeId) -> &[super::HoldingRun] {
+        match self.holders.binary_search_by(|h| h.owner.cmp(owner)) {
+            Ok(at) => &self.holders[at].runs,
+            Err(_) => &[],
+        }
+    }
+
+    /// Whether a view from outside can be worked with at all: sizes, order and uniqueness. That it
+    /// follows from the view before is checked by [`Change`] where that one is known.
+    pub fn is_coherent(&self) -> bool {
+        let unique = |members: &[Member]| {
+            let mut names: Vec<&Name> = members.iter().map(|m| &m.id.name).collect();
+            names.sort_unstable();
+            names.windows(2).all(|pair| pair[0] != pair[1])
+        };
+        let ring_votes_in_order = self.voters.get(..self.ring.len()) == Some(&self.ring[..]);
+        self.cluster != 0
+            && (1..u64::MAX).contains(&self.number)
+            && !self.ring.is_empty()
+            && self.ring.len() <= MEMBERS_MAX
+            && self.voters.len() <= MEMBERS_MAX
+            && self.holders.len() <= OWNERS_MAX
+            && self.holders.iter().all(|h| h.runs.len() <= RUNS_MAX)
+            && self.holders.windows(2).all(|pair| pair[0].owner < pair[1].owner)
+            && self.ring.iter().all(|m| !m.witness)
+            && unique(&self.voters)
+            && ring_votes_in_order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::change::tests::{founded, member};
+
+    #[test]
+    fn the_ring_is_one_directed_circle() {
+        let view = founded(&["a", "b", "c"]);
+        let (a, b, c) = (&view.ring[0].id, &view.ring[1].id, &view.ring[2].id);
+        assert_eq!(&view.predecessor(a).unwrap().id, c);
+        assert_eq!(&view.predecessor(b).unwrap().id, a);
+        assert_eq!(&view.successor(c).unwrap().id, a);
+        assert_eq!(view.predecessor(&member("x", 1).id), None);
+    }
+
+    #[test]
+    fn a_ring_of_one_has_no_predecessor() {
+        let view = founded(&["a"]);
+        assert_eq!(view.predecessor(&view.ring[0].id), None);
+        assert_eq!(view.successor(&view.ring[0].id), None);
+    }
+
+    #[test]
+    fn a_view_with_a_name_twice_is_incoherent() {
+        let mut view = founded(&["a", "b"]);
+        assert!(view.is_coherent());
+        view.ring.push(member("a", 7));
+        view.voters = view.ring.clone();
+        assert!(!view.is_coherent());
+    }
+}
