@@ -13,7 +13,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// No server answers at this socket.
-    #[error("no server answers at {socket}: {source}; start one with `ringkeep serve`, or name its socket with --socket or RINGKEEP_SOCKET")]
+    #[error(
+        "no server answers at {socket}: {source}; start one with `ringkeep serve`, or name its socket with --socket or RINGKEEP_SOCKET"
+    )]
     NoServer {
         /// The socket's path.
         socket: PathBuf,
@@ -27,7 +29,9 @@ pub enum RequestError {
     #[error(transparent)]
     Refused(#[from] Failure),
     /// The server answers what was not asked.
-    #[error("the server's answer does not fit the question; client and server are of different versions")]
+    #[error(
+        "the server's answer does not fit the question; client and server are of different versions"
+    )]
     Unexpected,
 }
 
@@ -45,7 +49,9 @@ impl RequestError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The newest version's checksums do not match. Nothing older is handed out in its place.
-    #[error("version {version} of {name} is damaged in this node's memory: {damage}; `ringkeep get {name}` fetches it from the mirror")]
+    #[error(
+        "version {version} of {name} is damaged in this node's memory: {damage}; `ringkeep get {name}` fetches it from the mirror"
+    )]
     Corrupt {
         /// The checkpoint.
         name: Name,
@@ -75,7 +81,9 @@ pub enum WriteError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OwnershipError {
     /// Taken over, or this node was evicted from the ring.
-    #[error("{name} is fenced: it was taken over, or this node was evicted; open it again to go on from the newest version")]
+    #[error(
+        "{name} is fenced: it was taken over, or this node was evicted; open it again to go on from the newest version"
+    )]
     Fenced {
         /// The checkpoint.
         name: Name,
@@ -99,7 +107,9 @@ pub enum OwnershipError {
 pub enum CommitError {
     /// The version is `local`, and will be mirrored when the ring is whole again; but not by the
     /// deadline.
-    #[error("durability not reached: version {version} of {name} is local only; it will be mirrored when the ring is whole again (see `ringkeep status`)")]
+    #[error(
+        "durability not reached: version {version} of {name} is local only; it will be mirrored when the ring is whole again (see `ringkeep status`)"
+    )]
     DurabilityNotReached {
         /// The checkpoint.
         name: Name,

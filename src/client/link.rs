@@ -140,10 +140,8 @@ impl Link {
             tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         };
-        let mut fds = [
-            PollFd::new(&self.wake, PollFlags::IN),
-            PollFd::new(&self.stream, PollFlags::IN),
-        ];
+        let mut fds =
+            [PollFd::new(&self.wake, PollFlags::IN), PollFd::new(&self.stream, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(0) => return Woke::TimedOut,
             Ok(_) => {}
@@ -167,8 +165,7 @@ impl Link {
             return false;
         }
         self.tried = Some(now);
-        self.producer.condition() == Condition::Stopping
-            || self.sleep(now) == Woke::ServerGone
+        self.producer.condition() == Condition::Stopping || self.sleep(now) == Woke::ServerGone
     }
 
     /// Attaches again to the restarted server; tries until the deadline, at least once.

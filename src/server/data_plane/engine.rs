@@ -25,8 +25,8 @@ use crate::{
         layout::{MARK_AT, MARK_BYTES},
     },
     transport::{
-        ConnId, Event, MemoryError, MemoryId, PostError, Segment, Stamp, Transport, Work, WorkError,
-        WorkId,
+        ConnId, Event, MemoryError, MemoryId, PostError, Segment, Stamp, Transport, Work,
+        WorkError, WorkId,
     },
 };
 
@@ -293,7 +293,14 @@ impl Engine {
         self.count += 1;
         let work = MirrorWork::new(index, Some(post.from), self.count);
         let layout = owned.region.layout();
-        segments(layout, post.from, post.to, post.len, owned.mirror.stale(&post), &mut self.segments);
+        segments(
+            layout,
+            post.from,
+            post.to,
+            post.len,
+            owned.mirror.stale(&post),
+            &mut self.segments,
+        );
         let (epoch, view) = (owned.epoch, self.view.as_ref().map_or(0, |v| v.number));
         let posted = self.transport.post_write(Work {
             id: work.id,
@@ -500,9 +507,9 @@ impl Engine {
                 }
             }
             Command::Pin { name, reply } => {
-                let pinned = self.find(&name).and_then(|(_, owned)| {
-                    owned.newest().filter(|newest| owned.pin(newest.slot))
-                });
+                let pinned = self
+                    .find(&name)
+                    .and_then(|(_, owned)| owned.newest().filter(|newest| owned.pin(newest.slot)));
                 let _ = reply.send(pinned);
             }
             Command::Unpin { name, slot } => {

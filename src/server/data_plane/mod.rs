@@ -126,13 +126,7 @@ pub enum Command {
     /// This node does not own the checkpoint any more. Answered when nothing of it is under way.
     Disown { name: Name, condition: Condition, reply: Reply<()> },
     /// A holder is ready for this checkpoint's mirror.
-    Prepared {
-        name: Name,
-        holder: NodeId,
-        key: RemoteKey,
-        region: u64,
-        versions: Vec<Version>,
-    },
+    Prepared { name: Name, holder: NodeId, key: RemoteKey, region: u64, versions: Vec<Version> },
     /// A holder could not be made ready; ask again when it is wanted again.
     MirrorLost { name: Name, holder: NodeId },
     /// Keep the newest committed version from being overwritten while it is read.
@@ -232,9 +226,8 @@ impl DataPlane {
         let (notices, outbox) = mpsc::channel(NOTICES_MAX);
         let channels = Channels { inbox, notices, backlog: VecDeque::new(), alarm: alarm.clone() };
         let mut engine = Engine::new(me, transport, waiting, channels)?;
-        let thread = std::thread::Builder::new()
-            .name("data-plane".into())
-            .spawn(move || engine.run())?;
+        let thread =
+            std::thread::Builder::new().name("data-plane".into()).spawn(move || engine.run())?;
         Ok((Self { commands, alarm, thread: Some(thread) }, outbox))
     }
 

@@ -43,7 +43,11 @@ impl MirrorWork {
     pub(super) fn unpack(id: WorkId) -> Option<Self> {
         let index = (id.0 >> Self::INDEX_SHIFT) as usize;
         let slot = (id.0 >> Self::SLOT_SHIFT & 15) as usize;
-        (index <= Self::INDEX_MAX).then_some(Self { index, slot: (slot != NO_SLOT).then_some(slot), id })
+        (index <= Self::INDEX_MAX).then_some(Self {
+            index,
+            slot: (slot != NO_SLOT).then_some(slot),
+            id,
+        })
     }
 }
 

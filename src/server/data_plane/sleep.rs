@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
@@ -23,11 +24,13 @@ pub(super) struct Rung {
 
 pub(super) struct Sleeper {
     epoll: rustix::fd::OwnedFd,
-    events: Vec<epoll::Event>,
 }
 
 impl Sleeper {
-    pub(super) fn new(alarm: BorrowedFd<'_>, transport: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+    pub(super) fn new(
+        alarm: BorrowedFd<'_>,
+        transport: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let add = |fd, data| {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)
@@ -36,7 +39,7 @@ impl Sleeper {
         if let Some(fd) = transport {
             add(fd, TRANSPORT)?;
         }
-        Ok(Self { epoll, events: Vec::with_capacity(64) })
+        Ok(Self { epoll })
     }
 
     pub(super) fn watch(&self, doorbell: impl AsFd, index: usize) -> io::Result<()> {
@@ -57,17 +60,20 @@ impl Sleeper {
         rung: &mut Rung,
     ) {
         rung.doorbells.clear();
-        self.events.clear();
+        let mut buffer = [const { MaybeUninit::<epoll::Event>::uninit() }; 64];
         let timeout = timeout.map(|t| Timespec {
             tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: t.subsec_nanos().into(),
         });
-        let buffer = rustix::buffer::spare_capacity(&mut self.events);
-        match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => tracing::error!(%error, "waiting for events"),
-        }
-        for event in &self.events {
+        let events = match epoll::wait(&self.epoll, &mut buffer, timeout.as_ref()) {
+            Ok((events, _)) => &*events,
+            Err(Errno::INTR) => &[],
+            Err(error) => {
+                tracing::error!(%error, "waiting for events");
+                &[]
+            }
+        };
+        for event in events {
             match event.data.u64() {
                 ALARM => drain(alarm),
                 TRANSPORT => {} // the transport looks for itself
