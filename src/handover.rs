@@ -28,7 +28,7 @@ use std::{
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::{
-    commit::{Extent, RANGES_MAX, Stale, Version},
+    commit::{Extent, RANGES_MAX, Stale, VERSION_MAX, Version},
     region::{layout::Layout, mapping::Mapping},
 };
 
@@ -371,7 +371,7 @@ fn parse(
         |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let (len, slot, ranges) = (u64_at(8), u32_at(16) as usize, u32_at(20));
-    if slot >= layout.slots() || len > layout.capacity() {
+    if slot >= layout.slots() || len > layout.capacity() || u64_at(0) > VERSION_MAX {
         return Err(Violation::Shape);
     }
     if ranges == EVERYTHING {

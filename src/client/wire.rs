@@ -4,7 +4,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
@@ -51,7 +51,7 @@ pub(crate) fn receive(socket: &UnixStream) -> io::Result<(Response, Vec<OwnedFd>
 
 /// One `sendmsg`; the descriptors go with its first byte. Bytes sent.
 pub(crate) fn send_with(
-    socket: &UnixStream,
+    socket: impl AsFd,
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
@@ -65,7 +65,7 @@ pub(crate) fn send_with(
 
 /// One `recvmsg`. Bytes received, and the descriptors that came with them.
 pub(crate) fn receive_with(
-    socket: &UnixStream,
+    socket: impl AsFd,
     into: &mut [u8],
 ) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];

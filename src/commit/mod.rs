@@ -20,3 +20,7 @@ pub use slots::{Slots, Working};
 
 /// A checkpoint's version number, also called its sequence: 1, 2, 3, …; 0 is "nothing yet".
 pub type Version = u64;
+
+/// Largest version: a million commits a second for a hundred thousand years. A record beyond it is
+/// no record, so that adding one never overflows.
+pub const VERSION_MAX: Version = 1 << 62;

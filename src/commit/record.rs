@@ -1,8 +1,9 @@
 //! The commit record: 64 bytes that alone make a version exist.
 
+use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use super::Version;
+use super::{VERSION_MAX, Version};
 
 /// Size of an encoded [`Record`] in bytes: one cache line.
 pub const RECORD_BYTES: usize = 64;
@@ -12,7 +13,7 @@ const FORMAT: u16 = 1;
 const CHECKSUM_AT: usize = 56;
 
 /// What a slot holds. The byte layout is drawn in `docs/layout.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The checkpoint that the slot belongs to.
     pub checkpoint: u64,
@@ -115,7 +116,7 @@ impl Record {
         if record.len > capacity {
             return Err(RecordError::Length { len: record.len, capacity });
         }
-        if record.sequence == 0 {
+        if record.sequence == 0 || record.sequence > VERSION_MAX {
             return Err(RecordError::Foreign);
         }
         Ok(record)

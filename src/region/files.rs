@@ -195,6 +195,11 @@ pub fn is_hugetlbfs(file: &File) -> bool {
     fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == HUGETLBFS_MAGIC)
 }
 
+/// Bytes that a copy for a reader may take: what the container's limit leaves.
+pub fn room_for_copies() -> u64 {
+    container_room().saturating_sub(HEADROOM_BYTES)
+}
+
 /// Bytes that this process's control group may still take, `u64::MAX` when nothing limits it.
 fn container_room() -> u64 {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

@@ -9,7 +9,10 @@ pub mod layout;
 pub mod mapping;
 mod mark;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    hash::Hasher,
+    sync::{Arc, atomic::Ordering},
+};
 
 use twox_hash::XxHash3_64;
 
@@ -123,20 +126,8 @@ impl Region {
     /// this finds it out.
     pub fn verify(&self, slot: usize) -> Result<Record, SlotError> {
         let record = self.record(slot)?;
-        let version = record.sequence;
-        let chunks = self.layout.chunks(record.len);
-        let mut table = vec![0; 8 * chunks as usize];
-        self.read(self.layout.table(slot), &mut table);
-        if XxHash3_64::oneshot(&table) != record.root {
-            return Err(SlotError::Table { version });
-        }
-        let mut bounce = vec![0; BOUNCE_BYTES.min(record.len as usize)];
-        for (chunk, entry) in table.chunks_exact(8).enumerate() {
-            let chunk = chunk as u64;
-            if self.bounced_checksum(slot, chunk, record.len, &mut bounce).to_le_bytes() != entry {
-                return Err(SlotError::Chunk { version, chunk });
-            }
-        }
+        let (table, payload) = (self.layout.table(slot), self.layout.payload(slot));
+        verify_parts(&self.mapping, &self.layout, &record, table, payload)?;
         Ok(record)
     }
 
@@ -250,20 +241,6 @@ impl Region {
         }
     }
 
-    fn bounced_checksum(&self, slot: usize, chunk: u64, len: u64, bounce: &mut [u8]) -> u64 {
-        let start = chunk * self.layout.chunk_bytes();
-        let end = (start + self.layout.chunk_bytes()).min(len);
-        let mut hasher = XxHash3_64::new();
-        let mut at = start;
-        while at < end {
-            let n = ((end - at) as usize).min(bounce.len());
-            self.read(self.layout.payload(slot) + at, &mut bounce[..n]);
-            std::hash::Hasher::write(&mut hasher, &bounce[..n]);
-            at += n as u64;
-        }
-        std::hash::Hasher::finish(&hasher)
-    }
-
     // Offsets that come from the layout are inside: `new` checked that the mapping holds it all.
 
     fn read(&self, at: u64, into: &mut [u8]) {
@@ -277,6 +254,43 @@ impl Region {
     fn copy(&self, from: u64, to: u64, len: u64) {
         self.mapping.copy_within(from, to, len).expect("inside: `new` checked the layout");
     }
+}
+
+/// Checks every checksum of a version whose chunk table and payload lie at these offsets of a
+/// mapping. The bytes may be written meanwhile: then this finds it out.
+pub fn verify_parts(
+    mapping: &Mapping,
+    layout: &Layout,
+    record: &Record,
+    table_at: u64,
+    payload_at: u64,
+) -> Result<(), SlotError> {
+    let version = record.sequence;
+    let read = |at: u64, into: &mut [u8]| {
+        mapping.read_at(at, into).map_err(|_| SlotError::Table { version })
+    };
+    let mut table = vec![0; 8 * layout.chunks(record.len) as usize];
+    read(table_at, &mut table)?;
+    if XxHash3_64::oneshot(&table) != record.root {
+        return Err(SlotError::Table { version });
+    }
+    let mut bounce = vec![0; BOUNCE_BYTES.min(record.len as usize)];
+    for (chunk, entry) in table.chunks_exact(8).enumerate() {
+        let start = chunk as u64 * layout.chunk_bytes();
+        let end = (start + layout.chunk_bytes()).min(record.len);
+        let mut hasher = XxHash3_64::new();
+        let mut at = start;
+        while at < end {
+            let n = ((end - at) as usize).min(bounce.len());
+            read(payload_at + at, &mut bounce[..n])?;
+            hasher.write(&bounce[..n]);
+            at += n as u64;
+        }
+        if hasher.finish().to_le_bytes() != entry {
+            return Err(SlotError::Chunk { version, chunk: chunk as u64 });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

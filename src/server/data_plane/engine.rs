@@ -411,6 +411,7 @@ impl Engine {
     fn closed(&mut self, conn: ConnId, now_ns: u64) {
         let Some(peer) = self.links.closed(conn) else { return };
         tracing::info!(%peer, "the data connection ended");
+        self.channels.tell(Notice::LinkDown { peer: peer.clone() });
         self.holder_lost(&peer, now_ns);
     }
 
@@ -439,7 +440,10 @@ impl Engine {
     fn command(&mut self, command: Command) {
         let now_ns = self.now_ns();
         match command {
-            Command::View(view) => self.install(view, now_ns),
+            Command::View { me, view } => {
+                self.me = me;
+                self.install(view, now_ns);
+            }
             Command::Offer { peer, reply } => {
                 let had = self.links.up(&peer).is_some();
                 let offer = self.links.offer(&mut *self.transport, peer.clone());

@@ -71,9 +71,10 @@ pub struct Attachment {
 
 /// What the control plane wants done.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are what the variants' texts speak of")]
 pub enum Command {
-    /// A view was installed, or this node left the ring (`None`).
-    View(Option<Arc<View>>),
+    /// This node, in this life, installed a view, or left the ring (`None`).
+    View { me: NodeId, view: Option<Arc<View>> },
     /// Begin a connection to this peer; an older one is closed.
     Offer { peer: NodeId, reply: Reply<Result<Vec<u8>, ConnectError>> },
     /// Answer a peer's offer; an older connection of this peer is closed first (rule F2).
@@ -118,8 +119,7 @@ pub enum Command {
         newest: Option<Committed>,
         reply: Reply<Result<MemoryId, MemoryError>>,
     },
-    /// A client attached; whoever was attached is let go. The answer is the slots that are being
-    /// read and must not be written until unpinned.
+    /// A client attached; whoever was attached is fenced. False when the checkpoint is not owned.
     Attach { name: Name, attachment: Attachment, reply: Reply<bool> },
     /// The client went away, or is sent away.
     Detach { name: Name, condition: Option<Condition> },
@@ -152,6 +152,7 @@ pub enum ReadError {
 
 /// What the data plane tells the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are what the variants' texts speak of")]
 pub enum Notice {
     /// This holder should prepare a mirror of this checkpoint.
     NeedMirror { name: Name, holder: NodeId },
@@ -159,6 +160,8 @@ pub enum Notice {
     Synced { name: Name, holder: NodeId, view: u64 },
     /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
     Released { name: Name, holder: NodeId, confirmed: bool },
+    /// The connection that this node opened towards this peer ended.
+    LinkDown { peer: NodeId },
     /// The holder refused a commit: this node is fenced for this checkpoint.
     Fenced { name: Name, holder: NodeId },
     /// The client wrote nonsense into its hand-over memory and was let go.

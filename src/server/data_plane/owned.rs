@@ -105,8 +105,11 @@ impl Owned {
         let mut any = false;
         while attachment.consumer.next(self.region.layout(), &mut self.submission)? {
             let Submission { version, slot, len, changed, urgent } = &self.submission;
-            self.mirror.submitted(now_ns, *version, *slot, *len, changed, *urgent);
             any = true;
+            // A client that attached again submits its newest version once more.
+            if *version >= self.mirror.version() {
+                self.mirror.submitted(now_ns, *version, *slot, *len, changed, *urgent);
+            }
         }
         Ok(any)
     }

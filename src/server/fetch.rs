@@ -1,0 +1,331 @@
+//! Copies of committed versions for readers: from this node's memory or a peer's.
+
+use std::{fs::File, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+
+use super::{
+    data_plane::Command,
+    mirrors::internal,
+    node::{LONG_CALL_TIMEOUT, Node, blocking},
+    open::{no_such, no_version, permission},
+    rpc::{Grant, Reply, Request, Standing},
+    store::{Held, Owner},
+};
+use crate::{
+    commit::{Record, Version},
+    membership::{Member, NodeId},
+    name::Name,
+    protocol::{Failure, FailureKind},
+    region::{Region, SlotError, mapping::Mapping},
+    transport::{MemoryId, RemoteKey, Segment},
+};
+
+/// A right to read ends by itself after this time.
+const GRANT_LIFETIME: Duration = Duration::from_secs(120);
+/// Tries to copy a version that its writer overwrites meanwhile.
+const TRIES: usize = 5;
+
+/// A right to read that was given to a peer, and what ends with it.
+pub(super) struct Granted {
+    pub(super) memory: MemoryId,
+    pub(super) name: Name,
+    pub(super) pinned: Option<usize>,
+}
+
+/// A copy of a version.
+pub(super) struct Copied {
+    pub(super) version: Version,
+    pub(super) len: u64,
+    pub(super) file: OwnedFd,
+}
+
+impl Node {
+    /// A copy of a committed version for a local client.
+    pub(super) async fn get(
+        self: &Rc<Self>,
+        name: &Name,
+        version: Option<Version>,
+        caller: Owner,
+    ) -> Result<Copied, Failure> {
+        let mut failure = None;
+        let here = {
+            let owned = self.owned.borrow();
+            let here = owned.get(name).filter(|o| o.meta.held != Held::Superseded);
+            here.map(|o| (o.meta.owner, o.region.clone()))
+        };
+        if let Some((owner, region)) = here {
+            if !owner.may_read(&caller) {
+                return Err(permission(name));
+            }
+            match self.copy_here(name, &region, version).await {
+                // The mirror may have what is damaged here.
+                Err(damage) if damage.kind == FailureKind::Corrupt => failure = Some(damage),
+                other => return other,
+            }
+        }
+        let mut copies = self.locate(name).await?;
+        // The owner first, then mirrors, the newest first.
+        copies.sort_by_key(|(_, copy)| {
+            let owns = matches!(copy.standing, Standing::Owns(_));
+            std::cmp::Reverse((owns, copy.epoch, copy.version))
+        });
+        copies.retain(|(_, copy)| copy.standing != Standing::Creating);
+        for (member, _) in &copies {
+            match self.copy_from(member, name, version, caller).await {
+                Ok(copied) => return Ok(copied),
+                Err(e) if e.kind == FailureKind::Permission => return Err(e),
+                Err(e) => failure = failure.or(Some(e)),
+            }
+        }
+        // A mirror here whose owner is gone and not yet recovered.
+        let mirror = {
+            let mirrors = self.mirrors.borrow();
+            let mine = mirrors.iter().filter(|((n, ..), _)| n == name);
+            let newest = mine.max_by_key(|(_, m)| m.meta.epoch);
+            newest.map(|(_, m)| (m.meta.owner, m.region.clone()))
+        };
+        if let Some((owner, region)) = mirror {
+            if !owner.may_read(&caller) {
+                return Err(permission(name));
+            }
+            return self.copy_here(name, &region, version).await;
+        }
+        Err(failure.unwrap_or_else(|| no_such(name)))
+    }
+
+    async fn copy_here(
+        &self,
+        name: &Name,
+        region: &Region,
+        version: Option<Version>,
+    ) -> Result<Copied, Failure> {
+        let mut failure = no_such(name);
+        for _ in 0..TRIES {
+            // Without a pin the copy is tried all the same: the checksums tell.
+            let pin = |reply| Command::Pin { name: name.clone(), reply };
+            let pinned = self.data_plane.ask(pin).await?;
+            let source = region.clone();
+            let copied = blocking(move || copy_version(&source, version)).await;
+            if let Some(committed) = pinned {
+                let (name, slot) = (name.clone(), committed.slot);
+                self.data_plane.send(Command::Unpin { name, slot })?;
+            }
+            match copied {
+                Ok(copied) => return Ok(copied),
+                Err(CopyError::NoVersion) => {
+                    return Err(version.map_or_else(|| no_such(name), |v| no_version(name, v)));
+                }
+                Err(CopyError::Damaged(damage)) => {
+                    let why = format!("{name} is damaged in this node's memory: {damage}");
+                    failure = Failure::new(FailureKind::Corrupt, why);
+                }
+                Err(CopyError::System(error)) => {
+                    let why = format!("no space for a copy of {name}: {error}");
+                    return Err(Failure::new(FailureKind::NoSpace, why));
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn copy_from(
+        &self,
+        from: &Member,
+        name: &Name,
+        version: Option<Version>,
+        caller: Owner,
+    ) -> Result<Copied, Failure> {
+        self.link(from).await?;
+        let request = Request::Fetch { name: name.clone(), version, caller };
+        let Reply::Granted(grant) = self.call(from, request, LONG_CALL_TIMEOUT).await? else {
+            return Err(internal(&"an answer to something else"));
+        };
+        let copied = self.read_copy(from, name, &grant).await;
+        // Lost, it ends by itself.
+        self.cast(from, Request::Fetched { key: grant.key });
+        copied
+    }
+
+    async fn read_copy(&self, from: &Member, name: &Name, grant: &Grant) -> Result<Copied, Failure> {
+        let (slot, record) = grant.version.ok_or_else(|| no_such(name))?;
+        let layout = grant.layout;
+        if slot as usize >= layout.slots() || record.len > layout.capacity() {
+            return Err(internal(&"the peer's answer does not fit"));
+        }
+        let (file, mapping) = {
+            let bytes = copy_bytes(&layout, record.len);
+            blocking(move || memory(bytes)).await.map_err(|error| {
+                let why = format!("no space for a copy of {name}: {error}");
+                Failure::new(FailureKind::NoSpace, why)
+            })?
+        };
+        let table = 8 * layout.chunks(record.len);
+        let slot = slot as usize;
+        let segments = [
+            (layout.payload(slot), 0, record.len),
+            (layout.table(slot), table_at(record.len), table),
+        ]
+        .into_iter()
+        .filter(|&(.., len)| len > 0)
+        .map(|(remote, local, len)| Segment { local, remote, len })
+        .collect();
+        self.read(from, grant, mapping.clone(), segments).await?;
+        let verified =
+            blocking(move || verify_copy(&mapping, &layout, &record)).await;
+        match verified {
+            Ok(()) => Ok(Copied { version: record.sequence, len: record.len, file }),
+            Err(damage) => {
+                let why = format!("{name} arrived damaged from node {}: {damage}", from.id.name);
+                Err(Failure::new(FailureKind::Corrupt, why))
+            }
+        }
+    }
+
+    /// A peer wants to read a version.
+    pub(super) async fn fetch(
+        self: &Rc<Self>,
+        from: NodeId,
+        name: Name,
+        version: Option<Version>,
+        caller: Owner,
+    ) -> Result<Reply, Failure> {
+        let owned = {
+            let owned = self.owned.borrow();
+            owned.get(&name).map(|o| (o.meta.clone(), o.region.clone()))
+        };
+        let mirror = || {
+            let mirrors = self.mirrors.borrow();
+            let mine = mirrors.iter().filter(|((n, ..), _)| *n == name);
+            mine.max_by_key(|(_, m)| m.meta.epoch).map(|(_, m)| (m.meta.clone(), m.region.clone()))
+        };
+        let (meta, region) = owned.or_else(mirror).ok_or_else(|| no_such(&name))?;
+        if !meta.owner.may_read(&caller) {
+            return Err(permission(&name));
+        }
+        let pin = |reply| Command::Pin { name: name.clone(), reply };
+        let pinned = self.data_plane.ask(pin).await?.map(|c| c.slot);
+        let source = region.clone();
+        let found = blocking(move || find_version(&source, version)).await;
+        match found {
+            Ok((slot, record)) => {
+                let version = Some((slot as u32, record));
+                self.grant_read(from, &meta, &region, version, pinned).await
+            }
+            Err(error) => {
+                if let Some(slot) = pinned {
+                    self.data_plane.send(Command::Unpin { name: name.clone(), slot })?;
+                }
+                Err(match error {
+                    CopyError::Damaged(damage) => Failure::new(
+                        FailureKind::Corrupt,
+                        format!("{name} is damaged on node {}: {damage}", self.id().name),
+                    ),
+                    _ => version.map_or_else(|| no_such(&name), |v| no_version(&name, v)),
+                })
+            }
+        }
+    }
+
+    /// Notes what ends with a right to read; it ends by itself when the reader says nothing.
+    pub(super) fn remember_grant(&self, key: RemoteKey, granted: Granted) {
+        self.grants.borrow_mut().insert(key.key, granted);
+        let Some(node) = self.this.upgrade() else { return };
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(GRANT_LIFETIME).await;
+            node.end_grant(key).await;
+        });
+    }
+
+    /// A reader is done.
+    pub(super) async fn end_grant(&self, key: RemoteKey) {
+        let Some(granted) = self.grants.borrow_mut().remove(&key.key) else { return };
+        let Granted { memory, name, pinned } = granted;
+        if let Some(slot) = pinned
+            && self.data_plane.send(Command::Unpin { name, slot }).is_err()
+        {
+            return;
+        }
+        // A data plane that is gone has let everything go.
+        let _ = self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await;
+    }
+}
+
+enum CopyError {
+    NoVersion,
+    Damaged(SlotError),
+    System(std::io::Error),
+}
+
+/// The newest version, or the one asked for. A newer one that is damaged is not passed over.
+fn find_version(
+    region: &Region,
+    version: Option<Version>,
+) -> Result<(usize, Record), CopyError> {
+    let slots = 0..region.layout().slots();
+    let claims = slots.filter_map(|slot| Some((slot, region.record(slot).ok()?)));
+    let (slot, claimed) = match version {
+        None => claims.max_by_key(|(_, record)| record.sequence),
+        Some(version) => claims.into_iter().find(|(_, record)| record.sequence == version),
+    }
+    .ok_or(CopyError::NoVersion)?;
+    match region.verify(slot) {
+        Ok(record) if record == claimed => Ok((slot, record)),
+        Ok(_) => Err(CopyError::Damaged(SlotError::Unfinished)),
+        Err(damage) => Err(CopyError::Damaged(damage)),
+    }
+}
+
+fn copy_version(region: &Region, version: Option<Version>) -> Result<Copied, CopyError> {
+    let (slot, record) = find_version(region, version)?;
+    let layout = region.layout();
+    let (file, mapping) = memory(copy_bytes(layout, record.len)).map_err(CopyError::System)?;
+    let table = 8 * layout.chunks(record.len);
+    let pieces = [
+        (layout.payload(slot), 0, record.len),
+        (layout.table(slot), table_at(record.len), table),
+    ];
+    let mut buffer = vec![0; 1 << 20];
+    for (from, to, len) in pieces {
+        let mut at = 0;
+        while at < len {
+            let n = buffer.len().min((len - at) as usize);
+            // Inside: the record was checked against the capacity, the copy made for its length.
+            let _ = region.mapping().read_at(from + at, &mut buffer[..n]);
+            let _ = mapping.write_at(to + at, &buffer[..n]);
+            at += n as u64;
+        }
+    }
+    verify_copy(&mapping, layout, &record).map_err(CopyError::Damaged)?;
+    Ok(Copied { version: record.sequence, len: record.len, file })
+}
+
+/// In a copy, the payload comes first, for the reader, and the chunk table behind it.
+fn table_at(len: u64) -> u64 {
+    len.next_multiple_of(64)
+}
+
+fn copy_bytes(layout: &crate::region::layout::Layout, len: u64) -> u64 {
+    (table_at(len) + 8 * layout.chunks(len)).max(1)
+}
+
+fn verify_copy(
+    mapping: &Mapping,
+    layout: &crate::region::layout::Layout,
+    record: &Record,
+) -> Result<(), SlotError> {
+    crate::region::verify_parts(mapping, layout, record, table_at(record.len), 0)
+}
+
+/// Fresh memory of at least this many bytes, reserved.
+fn memory(bytes: u64) -> std::io::Result<(OwnedFd, Arc<Mapping>)> {
+    let bytes = bytes.next_multiple_of(rustix::param::page_size() as u64);
+    if bytes > crate::region::files::room_for_copies() {
+        return Err(std::io::ErrorKind::OutOfMemory.into());
+    }
+    let file = memfd_create("ringkeep-copy", MemfdFlags::CLOEXEC)?;
+    fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+    let file = File::from(file);
+    let mapping = Mapping::new(&file, bytes as usize)?;
+    Ok((file.into(), Arc::new(mapping)))
+}

@@ -1,0 +1,226 @@
+//! Drives the membership state machine: gives it time, messages and a place to keep its votes, and
+//! does what it says.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{
+    data_plane::Command,
+    node::Node,
+    rpc::PeerMessage,
+    state_file::StateFile,
+    store::Held,
+};
+use crate::{
+    handover::Condition,
+    membership::{Event, Member, Membership, Output, Peer, Time, View},
+};
+
+/// The state machine of this life of the node, and of the life before while that one still votes.
+pub(super) struct Shell {
+    machine: Membership,
+    file: StateFile,
+    /// A life that was evicted stays a voter until the ring has replaced it.
+    former: Option<(Membership, StateFile)>,
+    contacts: Vec<SocketAddr>,
+}
+
+impl Shell {
+    pub(super) fn new(machine: Membership, file: StateFile, contacts: Vec<SocketAddr>) -> Self {
+        Self { machine, file, former: None, contacts }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let former = self.former.as_ref().and_then(|(machine, _)| machine.deadline());
+        self.machine.deadline().into_iter().chain(former).min()
+    }
+
+    pub(super) fn suspects(&self) -> Vec<crate::name::Name> {
+        self.machine.suspects().map(|id| id.name.clone()).collect()
+    }
+}
+
+/// Nanoseconds of a clock that goes on when the process restarts.
+pub(super) fn now() -> Time {
+    let now = clock_gettime(ClockId::Boottime);
+    Time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+/// A number that grows with every life of a node.
+pub(super) fn new_incarnation() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(1, |t| t.as_micros() as u64)
+}
+
+impl Node {
+    /// Gives the state machine its time until the server stops.
+    pub(super) async fn run_membership(self: Rc<Self>) {
+        loop {
+            let deadline = self.membership.borrow().deadline();
+            let wait = deadline.map_or(Duration::from_secs(1), |at| at.since(now()));
+            // A changed view may have brought the deadline forward.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.membership_moved.notified() => {}
+            }
+            if self.membership.borrow().deadline().is_some_and(|at| at <= now()) {
+                self.membership_event(Event::Tick);
+            }
+        }
+    }
+
+    /// Something happened that the membership wants to know.
+    pub(super) fn membership_event(self: &Rc<Self>, event: Event) {
+        let (mut outputs, mut former_outputs) = (Vec::new(), Vec::new());
+        {
+            let mut shell = self.membership.borrow_mut();
+            let for_both = matches!(event, Event::Received { .. } | Event::Tick);
+            if let Some((former, _)) = shell.former.as_mut().filter(|_| for_both) {
+                former.handle(now(), event.clone(), &mut former_outputs);
+            }
+            shell.machine.handle(now(), event, &mut outputs);
+        }
+        for output in former_outputs {
+            self.former_output(output);
+        }
+        for output in outputs {
+            self.output(output);
+        }
+        self.membership.borrow_mut().former.take_if(|(machine, _)| machine.is_finished());
+        self.membership_moved.notify_one();
+    }
+
+    fn former_output(&self, output: Output) {
+        match output {
+            Output::Send { to, message } => self.tell(&to, &PeerMessage::Membership(message)),
+            Output::Persist(durable) => {
+                if let Some((_, file)) = &mut self.membership.borrow_mut().former
+                    && let Err(error) = file.store(&durable)
+                {
+                    tracing::error!(%error, "keeping the former life's vote");
+                }
+            }
+            // It is out already; what else happens is the present life's business.
+            _ => {}
+        }
+    }
+
+    fn output(self: &Rc<Self>, output: Output) {
+        match output {
+            Output::Send { to, message } => self.tell(&to, &PeerMessage::Membership(message)),
+            Output::Contact { address, message } => {
+                self.contact(address, &PeerMessage::Membership(message));
+            }
+            Output::Persist(durable) => {
+                if let Err(error) = self.membership.borrow_mut().file.store(&durable) {
+                    // Voting on without a memory could split the ring (rule V5).
+                    tracing::error!(%error, "the node's vote cannot be kept; stopping");
+                    self.stop();
+                }
+            }
+            Output::Install(view) => self.install(view),
+            Output::Evicted { view } => self.evicted(&view),
+            Output::JoinRefused { reason } => {
+                tracing::error!(%reason, "the ring does not take this node in");
+                *self.failure.borrow_mut() = Some(reason.to_string());
+                self.stop();
+            }
+            Output::Left => self.stop(),
+        }
+    }
+
+    fn install(self: &Rc<Self>, view: Arc<View>) {
+        let names: Vec<_> = view.ring.iter().map(|m| m.id.name.as_str()).collect();
+        tracing::info!(view = view.number, ring = names.join(" → "), "view installed");
+        let before = self.view.replace(Some(view.clone()));
+        super::metrics::view_installed(view.number, view.ring.len());
+        self.cluster.set(view.cluster);
+        for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
+            self.links.borrow_mut().remove(&gone.id);
+            let unlink = Command::Unlink { peer: gone.id.clone() };
+            if self.data_plane.send(unlink).is_err() {
+                return self.stop();
+            }
+        }
+        let me = self.id();
+        if self.data_plane.send(Command::View { me, view: Some(view) }).is_err() {
+            return self.stop();
+        }
+        self.changed.notify_waiters();
+        tokio::task::spawn_local(self.clone().after_view_change());
+    }
+
+    /// The ring went on without this life of the node: its writers are fenced, and it comes back
+    /// as a new one.
+    fn evicted(self: &Rc<Self>, view: &Arc<View>) {
+        tracing::warn!(view = view.number, "this node was evicted; it joins again");
+        super::metrics::evicted();
+        self.view.replace(None);
+        self.links.borrow_mut().clear();
+        let mut me = self.me.borrow().clone();
+        for member in view.everybody() {
+            let unlink = Command::Unlink { peer: member.id.clone() };
+            if self.data_plane.send(unlink).is_err() {
+                return self.stop();
+            }
+        }
+        me.id.incarnation = new_incarnation().max(me.id.incarnation + 1);
+        *self.me.borrow_mut() = me.clone();
+        self.peers.set_me(Peer::from(&me));
+        let none = Command::View { me: me.id.clone(), view: None };
+        if self.data_plane.send(none).is_err() {
+            return self.stop();
+        }
+        self.fence_own();
+        let mut shell = self.membership.borrow_mut();
+        let members = view.everybody().filter(|m| m.address != me.address).map(|m| m.address);
+        let contacts: Vec<_> = members.chain(shell.contacts.iter().copied()).collect();
+        let config = self.config.membership;
+        let machine = Membership::join(config, me, contacts, now()).expect_cluster(view.cluster);
+        match shell.file.successor() {
+            Ok(next) => {
+                let former = std::mem::replace(&mut shell.machine, machine);
+                let former_file = std::mem::replace(&mut shell.file, next);
+                shell.former = Some((former, former_file));
+            }
+            Err(error) => {
+                tracing::error!(%error, "keeping the new life's vote");
+                drop(shell);
+                self.stop();
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Everything that this node owned belongs to whoever recovers it. The copies stay until that
+    /// one has two of its own.
+    fn fence_own(self: &Rc<Self>) {
+        let names: Vec<_> = self.owned.borrow().keys().cloned().collect();
+        for name in names {
+            let epoch = self.owned.borrow().get(&name).map_or(0, |o| o.meta.epoch);
+            self.set_held(&name, epoch, Held::Superseded);
+            let node = self.clone();
+            tokio::task::spawn_local(async move {
+                let condition = Condition::Fenced;
+                let disown = |reply| Command::Disown { name, condition, reply };
+                if node.data_plane.ask(disown).await.is_err() {
+                    node.stop();
+                }
+            });
+        }
+    }
+
+    /// Ends the server.
+    pub(super) fn stop(&self) {
+        self.stopping.set(true);
+        self.stop_wanted.notify_one();
+    }
+}
+
+/// This node as a member.
+pub(super) fn member(name: crate::name::Name, incarnation: u64, address: SocketAddr) -> Member {
+    let id = crate::membership::NodeId { name, incarnation };
+    Member { id, address, witness: false, zone: None }
+}

@@ -1,0 +1,319 @@
+//! Mirrors, on both sides: an owner's wish for one, and the holder that prepares, fences, reports
+//! and lets go.
+
+use std::{rc::Rc, time::Duration};
+
+use super::{
+    data_plane::{Command, Notice},
+    node::{LONG_CALL_TIMEOUT, Mirror, MirrorId, Node, blocking},
+    rpc::{FencedCopy, Prepare, Reply, Request},
+    store::{Held, Meta},
+};
+use crate::{
+    membership::{Event, NodeId},
+    name::Name,
+    protocol::{Failure, FailureKind},
+    region::Region,
+    transport::{Access, Terms},
+};
+
+/// Before a holder that was not ready is asked again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+impl Node {
+    // The owner's side.
+
+    /// The data plane wants something.
+    pub(super) async fn notice(self: Rc<Self>, notice: Notice) {
+        match notice {
+            Notice::NeedMirror { name, holder } => self.need_mirror(name, holder).await,
+            Notice::Synced { name, holder, view } => self.synced(name, holder, view),
+            Notice::Released { name, holder, confirmed } => {
+                tracing::debug!(checkpoint = %name, %holder, confirmed, "a mirror was let go");
+            }
+            Notice::LinkDown { peer } => self.forget_link(&peer),
+            Notice::Fenced { name, holder } => {
+                tracing::warn!(checkpoint = %name, %holder, "the holder refused a commit: fenced");
+            }
+            Notice::Violation { name, violation } => {
+                tracing::warn!(checkpoint = %name, %violation, "a client was let go");
+            }
+        }
+    }
+
+    async fn need_mirror(&self, name: Name, holder: NodeId) {
+        let command = match self.prepare_at(&name, &holder).await {
+            Ok(command) => command,
+            Err(failure) => {
+                tracing::debug!(checkpoint = %name, %holder, %failure, "no mirror yet");
+                if failure.kind == FailureKind::NoSpace && !self.warned.replace(true) {
+                    tracing::warn!(%holder, %failure, "the predecessor has no room for a mirror");
+                }
+                tokio::time::sleep(RETRY_AFTER).await;
+                Command::MirrorLost { name, holder }
+            }
+        };
+        // A data plane that is gone ends the server elsewhere.
+        let _ = self.data_plane.send(command);
+    }
+
+    async fn prepare_at(&self, name: &Name, holder: &NodeId) -> Result<Command, Failure> {
+        let gone = || Failure::new(FailureKind::Unavailable, "not in the ring any more");
+        let view = self.view().ok_or_else(gone)?;
+        let member = view.member(holder).ok_or_else(gone)?.clone();
+        self.link(&member).await?;
+        let request = {
+            let owned = self.owned.borrow();
+            let meta = &owned.get(name).ok_or_else(gone)?.meta;
+            Request::Prepare(Prepare {
+                name: name.clone(),
+                identity: meta.identity,
+                layout: meta.layout,
+                epoch: meta.epoch,
+                view: view.number,
+                owner: meta.owner,
+            })
+        };
+        match self.call(&member, request, LONG_CALL_TIMEOUT).await {
+            Ok(Reply::Prepared { key, region, versions }) => {
+                let (name, holder) = (name.clone(), holder.clone());
+                Ok(Command::Prepared { name, holder, key, region, versions })
+            }
+            Ok(_) => Err(Failure::new(FailureKind::Internal, "an answer to something else")),
+            Err(failure) => {
+                // The connection may be the reason: make a new one next time.
+                self.forget_link(holder);
+                Err(failure)
+            }
+        }
+    }
+
+    /// This node's checkpoint has a complete mirror: copies that it replaces can go (rule H4).
+    fn synced(&self, name: Name, holder: NodeId, view: u64) {
+        let confirm = {
+            let owned = self.owned.borrow();
+            let Some(owned) = owned.get(&name) else { return };
+            let (identity, epoch) = (owned.meta.identity, owned.meta.epoch);
+            Request::Confirm { name: name.clone(), identity, epoch, holder: holder.clone() }
+        };
+        tracing::info!(checkpoint = %name, %holder, view, "mirrored");
+        for member in self.others() {
+            self.cast(&member, confirm.clone());
+        }
+        self.synced_views.borrow_mut().insert(name, view);
+        self.confirm_sync();
+        self.changed.notify_waiters();
+    }
+
+    /// Tells the membership how far back a recovery of this node would have to ask: the oldest
+    /// view among the marks of all its checkpoints.
+    pub(super) fn confirm_sync(&self) {
+        let oldest = {
+            let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
+            let live = owned.iter().filter(|(_, o)| o.meta.held != Held::Superseded);
+            live.map(|(name, _)| synced.get(name).copied().unwrap_or(0)).min()
+        };
+        if let Some(view) = oldest.filter(|&view| view > 0) {
+            self.membership_event(Event::SyncConfirmed { owner: self.id(), view });
+        }
+    }
+
+    // The holder's side.
+
+    /// Makes a mirror ready for its owner, or finds the one that is there.
+    pub(super) async fn prepare(&self, from: NodeId, wanted: Prepare) -> Result<Reply, Failure> {
+        let Prepare { name, identity, layout, epoch, view, owner } = wanted;
+        let _lock = self.lock(&name).await;
+        let ours = self.view().filter(|v| v.contains(&from)).ok_or_else(|| {
+            Failure::new(FailureKind::Fenced, "you are not in my view of the ring")
+        })?;
+        if self.knows_newer(&name, identity.checkpoint, epoch) {
+            return Err(Failure::new(FailureKind::Fenced, "somebody else owns it by now"));
+        }
+        let id: MirrorId = (name.clone(), from.clone(), identity.generation);
+        let known = self.mirrors.borrow().get(&id).map(|m| m.meta.clone());
+        match known {
+            Some(meta) if meta.identity == identity && meta.layout == layout => {}
+            other => {
+                if other.is_some() {
+                    self.drop_mirror(&id).await;
+                }
+                let region = Self::draw();
+                let held = Held::Mirror(from.clone());
+                let meta = Meta { name, identity, layout, epoch, owner, held, region, bytes: 0 };
+                let stored = self.make_region(meta, None).await?;
+                let mirror = Mirror {
+                    meta: stored.meta,
+                    region: stored.region,
+                    path: stored.path,
+                    memory: None,
+                    key: None,
+                    fenced: false,
+                };
+                self.mirrors.borrow_mut().insert(id.clone(), mirror);
+            }
+        }
+        self.grant_mirror(&id, epoch, view.max(ours.number.min(view))).await
+    }
+
+    async fn grant_mirror(&self, id: &MirrorId, epoch: u64, view: u64) -> Result<Reply, Failure> {
+        let gone = || Failure::new(FailureKind::Fenced, "the mirror is fenced");
+        let (region, old_key, memory, nonce) = {
+            let mut mirrors = self.mirrors.borrow_mut();
+            let mirror = mirrors.get_mut(id).filter(|m| !m.fenced).ok_or_else(gone)?;
+            if mirror.meta.epoch != epoch {
+                mirror.meta.epoch = epoch;
+                self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
+            }
+            (mirror.region.clone(), mirror.key.take(), mirror.memory, mirror.meta.region)
+        };
+        // F2: nothing of an older connection lands from here on.
+        if let Some(key) = old_key {
+            self.data_plane.ask(|reply| Command::Revoke { key, reply }).await?;
+        }
+        let checked = region.clone();
+        let versions = blocking(move || verified_versions(&checked)).await;
+        let memory = match memory {
+            Some(memory) => memory,
+            None => {
+                let mapping = region.mapping().clone();
+                let registered =
+                    self.data_plane.ask(|reply| Command::Register { mapping, reply }).await?;
+                registered.map_err(|e| internal(&e))?
+            }
+        };
+        let (peer, access) = (id.1.clone(), Access::Write);
+        let terms = Terms { epoch, view_min: view };
+        let grant = |reply| Command::Grant { peer, memory, access, terms, reply };
+        let key = self.data_plane.ask(grant).await?.map_err(|e| {
+            Failure::new(FailureKind::Unavailable, format!("granting the mirror: {e}"))
+        })?;
+        let fenced = {
+            let mut mirrors = self.mirrors.borrow_mut();
+            match mirrors.get_mut(id) {
+                Some(mirror) if !mirror.fenced => {
+                    (mirror.memory, mirror.key) = (Some(memory), Some(key));
+                    false
+                }
+                _ => true,
+            }
+        };
+        if fenced {
+            // The owner left the ring while this was under way (F1: fence before anything else).
+            self.data_plane.ask(|reply| Command::Revoke { key, reply }).await?;
+            return Err(gone());
+        }
+        Ok(Reply::Prepared { key, region: nonce, versions })
+    }
+
+    /// True when this node knows of a later ownership of the same checkpoint.
+    fn knows_newer(&self, name: &Name, checkpoint: u64, epoch: u64) -> bool {
+        let owned = self.owned.borrow();
+        let owns_newer = owned.get(name).is_some_and(|o| {
+            o.meta.identity.checkpoint == checkpoint
+                && o.meta.held != Held::Superseded
+                && o.meta.epoch > epoch
+        });
+        let mirrors = self.mirrors.borrow();
+        let holds_newer = mirrors.iter().any(|((n, ..), m)| {
+            n == name && m.meta.identity.checkpoint == checkpoint && m.meta.epoch > epoch
+        });
+        owns_newer || holds_newer
+    }
+
+    /// A newer mirror is complete somewhere: copies that it replaces are let go.
+    pub(super) async fn confirmed(
+        &self,
+        from: NodeId,
+        name: Name,
+        identity: crate::region::Identity,
+        epoch: u64,
+        holder: NodeId,
+    ) {
+        let _lock = self.lock(&name).await;
+        let replaced: Vec<MirrorId> = {
+            let mirrors = self.mirrors.borrow();
+            let old = mirrors.iter().filter(|((n, owner, _), m)| {
+                n == &name
+                    && m.meta.identity.checkpoint == identity.checkpoint
+                    && (m.meta.epoch < epoch
+                        || (m.meta.epoch == epoch
+                            && *owner == from
+                            && (holder != self.id() || m.meta.identity != identity)))
+            });
+            old.map(|(id, _)| id.clone()).collect()
+        };
+        for id in replaced {
+            self.drop_mirror(&id).await;
+        }
+        let superseded = {
+            let owned = self.owned.borrow();
+            owned.get(&name).is_some_and(|o| {
+                o.meta.held == Held::Superseded
+                    && o.meta.identity.checkpoint == identity.checkpoint
+                    && o.meta.epoch < epoch
+            })
+        };
+        if superseded {
+            self.drop_owned(&name).await;
+        }
+    }
+
+    pub(super) async fn drop_mirror(&self, id: &MirrorId) {
+        let Some(mirror) = self.mirrors.borrow_mut().remove(id) else { return };
+        if let Some(memory) = mirror.memory {
+            let deregister = |reply| Command::Deregister { memory, reply };
+            if self.data_plane.ask(deregister).await.is_err() {
+                return;
+            }
+        }
+        self.remove_region(mirror.meta, mirror.path).await;
+    }
+
+    /// Forgets an owned checkpoint that the data plane does not serve any more, and its memory.
+    pub(super) async fn drop_owned(&self, name: &Name) {
+        let Some(owned) = self.owned.borrow_mut().remove(name) else { return };
+        self.synced_views.borrow_mut().remove(name);
+        self.remove_region(owned.meta, owned.path).await;
+    }
+
+    /// Stops accepting a dead owner's writes, then says what there is (rule H5: first fence, then
+    /// read).
+    pub(super) async fn fence(&self, owner: &NodeId) -> Result<Vec<FencedCopy>, Failure> {
+        let keys: Vec<_> = {
+            let mut mirrors = self.mirrors.borrow_mut();
+            let theirs = mirrors.iter_mut().filter(|((_, o, _), _)| o == owner);
+            theirs
+                .filter_map(|(_, mirror)| {
+                    mirror.fenced = true;
+                    mirror.key.take()
+                })
+                .collect()
+        };
+        for key in keys {
+            self.data_plane.ask(|reply| Command::Revoke { key, reply }).await?;
+        }
+        let copies: Vec<(Name, Region)> = {
+            let mirrors = self.mirrors.borrow();
+            let theirs = mirrors.iter().filter(|((_, o, _), _)| o == owner);
+            theirs.map(|((name, ..), m)| (name.clone(), m.region.clone())).collect()
+        };
+        let report = |(name, region): (Name, Region)| FencedCopy {
+            name,
+            mark: region.mark().ok().map(|m| m.view),
+            version: region.newest_valid().map_or(0, |f| f.record.sequence),
+        };
+        Ok(blocking(move || copies.into_iter().map(report).collect()).await)
+    }
+}
+
+/// The version in each slot whose every checksum is right, 0 where there is none: an owner that
+/// restarted protects by this the slot that may hold the last acknowledged version.
+fn verified_versions(region: &Region) -> Vec<u64> {
+    let slots = 0..region.layout().slots();
+    slots.map(|slot| region.verify(slot).map_or(0, |record| record.sequence)).collect()
+}
+
+pub(super) fn internal(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Internal, error.to_string())
+}

@@ -1,0 +1,338 @@
+//! The control plane's shared state: one thread, so no locks but those that order whole operations
+//! on one checkpoint.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, oneshot};
+
+use super::{
+    data_plane::{DataPlane, Stopped},
+    membership::Shell,
+    peers::Peers,
+    rpc::{PeerMessage, Reply, Request},
+    store::{Held, Meta, Store, StoreError, Stored},
+};
+use crate::{
+    membership::{Member, NodeId, Peer, View},
+    name::Name,
+    protocol::{Failure, FailureKind},
+    region::{Region, files::CreateError},
+    transport::{Kind, MemoryId, RemoteKey},
+};
+
+/// How long a peer may take to answer.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a peer may take for work that grows with a checkpoint's size.
+pub(super) const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A checkpoint that this node owns, or owned until somebody took it over.
+pub(super) struct Owned {
+    pub(super) meta: Meta,
+    pub(super) region: Region,
+    pub(super) path: PathBuf,
+    pub(super) memory: Option<MemoryId>,
+    /// Which attachment is the present one.
+    pub(super) attachment: u64,
+    /// Who took it over, if it is superseded.
+    pub(super) successor: Option<NodeId>,
+}
+
+impl Owned {
+    pub(super) fn new(stored: Stored) -> Self {
+        let Stored { meta, region, path, .. } = stored;
+        Self { meta, region, path, memory: None, attachment: 0, successor: None }
+    }
+}
+
+/// A mirror that this node holds.
+pub(super) struct Mirror {
+    pub(super) meta: Meta,
+    pub(super) region: Region,
+    pub(super) path: PathBuf,
+    pub(super) memory: Option<MemoryId>,
+    /// The owner's right to write it; gone once it is fenced.
+    pub(super) key: Option<RemoteKey>,
+    /// No writes of this owner are accepted any more.
+    pub(super) fenced: bool,
+}
+
+/// Which mirror: a name can have several while it moves.
+pub(super) type MirrorId = (Name, NodeId, u64);
+
+/// How a link towards a peer is.
+pub(super) enum Link {
+    Connecting(Rc<Notify>),
+    Up,
+}
+
+/// What everything on the control plane's thread shares.
+pub(super) struct Node {
+    pub(super) config: super::Config,
+    pub(super) me: RefCell<Member>,
+    pub(super) data_plane: DataPlane,
+    pub(super) kind: Kind,
+    pub(super) peers: Peers,
+    pub(super) store: Store,
+    pub(super) membership: RefCell<Shell>,
+    pub(super) view: RefCell<Option<Arc<View>>>,
+    /// Told whenever something changed that somebody may wait for.
+    pub(super) changed: Notify,
+    pub(super) owned: RefCell<BTreeMap<Name, Owned>>,
+    pub(super) mirrors: RefCell<BTreeMap<MirrorId, Mirror>>,
+    /// Per owned checkpoint, the view of its mirror's mark.
+    pub(super) synced_views: RefCell<HashMap<Name, u64>>,
+    pub(super) creating: RefCell<std::collections::HashSet<Name>>,
+    pub(super) links: RefCell<HashMap<NodeId, Link>>,
+    /// Rights to read that were given out, with what must be undone.
+    pub(super) grants: RefCell<HashMap<u64, super::fetch::Granted>>,
+    pub(super) recovering: RefCell<std::collections::HashSet<NodeId>>,
+    pub(super) memory_bytes: Cell<u64>,
+    pub(super) warned: Cell<bool>,
+    pub(super) stopping: Cell<bool>,
+    /// The server is to end.
+    pub(super) stop_wanted: Notify,
+    /// Why, if it is a failure.
+    pub(super) failure: RefCell<Option<String>>,
+    /// The membership's next deadline may have changed.
+    pub(super) membership_moved: Notify,
+    /// Which cluster this node belongs to; 0 while it knows none.
+    pub(super) cluster: Rc<Cell<u64>>,
+    pub(super) this: std::rc::Weak<Node>,
+    calls: RefCell<HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>>,
+    last_call: Cell<u64>,
+    locks: RefCell<HashMap<Name, Arc<Mutex<()>>>>,
+}
+
+/// Everything a [`Node`] is made of.
+pub(super) struct Parts {
+    pub(super) config: super::Config,
+    pub(super) me: Member,
+    pub(super) data_plane: DataPlane,
+    pub(super) kind: Kind,
+    pub(super) peers: Peers,
+    pub(super) store: Store,
+    pub(super) membership: Shell,
+    pub(super) cluster: Rc<Cell<u64>>,
+}
+
+impl Node {
+    pub(super) fn new(parts: Parts) -> Rc<Self> {
+        let Parts { config, me, data_plane, kind, peers, store, membership, cluster } = parts;
+        Rc::new_cyclic(|this| Self {
+            config,
+            me: RefCell::new(me),
+            data_plane,
+            kind,
+            peers,
+            store,
+            membership: RefCell::new(membership),
+            view: RefCell::new(None),
+            changed: Notify::new(),
+            owned: RefCell::default(),
+            mirrors: RefCell::default(),
+            synced_views: RefCell::default(),
+            creating: RefCell::default(),
+            links: RefCell::default(),
+            grants: RefCell::default(),
+            recovering: RefCell::default(),
+            memory_bytes: Cell::new(0),
+            warned: Cell::new(false),
+            stopping: Cell::new(false),
+            stop_wanted: Notify::new(),
+            failure: RefCell::default(),
+            membership_moved: Notify::new(),
+            cluster,
+            this: this.clone(),
+            calls: RefCell::default(),
+            last_call: Cell::new(0),
+            locks: RefCell::default(),
+        })
+    }
+
+    pub(super) fn id(&self) -> NodeId {
+        self.me.borrow().id.clone()
+    }
+
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        self.view.borrow().clone()
+    }
+
+    /// The other members of the ring.
+    pub(super) fn others(&self) -> Vec<Member> {
+        let me = self.id();
+        let view = self.view();
+        let ring = view.iter().flat_map(|v| &v.ring);
+        ring.filter(|m| m.id != me).cloned().collect()
+    }
+
+    /// Orders whole operations on one checkpoint on this node.
+    pub(super) async fn lock(&self, name: &Name) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.borrow_mut();
+            if locks.len() > 4096 {
+                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            locks.entry(name.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
+    // Peers.
+
+    pub(super) fn tell(&self, to: &Peer, message: &PeerMessage) {
+        match postcard::to_stdvec(message) {
+            Ok(bytes) => self.peers.send(to, bytes),
+            Err(error) => tracing::error!(%error, "encoding a message"),
+        }
+    }
+
+    pub(super) fn contact(&self, address: SocketAddr, message: &PeerMessage) {
+        match postcard::to_stdvec(message) {
+            Ok(bytes) => self.peers.contact(address, bytes),
+            Err(error) => tracing::error!(%error, "encoding a message"),
+        }
+    }
+
+    /// Asks a member and waits for its answer.
+    pub(super) async fn call(
+        &self,
+        to: &Member,
+        body: Request,
+        timeout: Duration,
+    ) -> Result<Reply, Failure> {
+        let id = self.last_call.get() + 1;
+        self.last_call.set(id);
+        let (reply, answer) = oneshot::channel();
+        self.calls.borrow_mut().insert(id, reply);
+        self.tell(&Peer::from(to), &PeerMessage::Request { id, body });
+        let answer = tokio::time::timeout(timeout, answer).await;
+        self.calls.borrow_mut().remove(&id);
+        match answer {
+            Ok(Ok(result)) => result,
+            _ => Err(Failure::new(
+                FailureKind::Unavailable,
+                format!("node {} does not answer; see `ringkeep status`", to.id.name),
+            )),
+        }
+    }
+
+    /// Asks a member and does not wait; an answer is not looked at.
+    pub(super) fn cast(&self, to: &Member, body: Request) {
+        self.tell(&Peer::from(to), &PeerMessage::Request { id: 0, body });
+    }
+
+    pub(super) fn answered(&self, id: u64, body: Result<Reply, Failure>) {
+        if let Some(reply) = self.calls.borrow_mut().remove(&id) {
+            // Whoever asked may have given up.
+            let _ = reply.send(body);
+        }
+    }
+
+    // Memory.
+
+    /// Makes a region within this server's memory limit, apart from this thread.
+    pub(super) async fn make_region(
+        &self,
+        meta: Meta,
+        source: Option<(Region, Option<usize>)>,
+    ) -> Result<Stored, Failure> {
+        let bytes = meta.layout.region_bytes();
+        let used = self.memory_bytes.get();
+        let limit = self.config.memory_bytes;
+        if bytes > limit.saturating_sub(used) {
+            return Err(Failure::new(
+                FailureKind::NoSpace,
+                format!(
+                    "no space: {bytes} bytes are wanted and {} of the server's {limit} are free; \
+                     remove checkpoints or start the server with a larger --memory",
+                    limit.saturating_sub(used)
+                ),
+            ));
+        }
+        // Counted before it is made, so that two requests cannot both fit into the same room.
+        self.memory_bytes.set(used + bytes);
+        let store = self.store.clone();
+        let made = blocking(move || match source {
+            None => store.create(meta),
+            Some((from, slot)) => store.copy(meta, &from, slot),
+        })
+        .await;
+        match made {
+            Ok(stored) => {
+                self.memory_bytes.set(self.memory_bytes.get() - bytes + stored.meta.bytes);
+                Ok(stored)
+            }
+            Err(error) => {
+                self.memory_bytes.set(self.memory_bytes.get() - bytes);
+                Err(store_failure(&error))
+            }
+        }
+    }
+
+    /// Removes a region's files.
+    pub(super) async fn remove_region(&self, meta: Meta, path: PathBuf) {
+        self.memory_bytes.set(self.memory_bytes.get().saturating_sub(meta.bytes));
+        let store = self.store.clone();
+        blocking(move || store.remove(&meta, &path)).await;
+        self.changed.notify_waiters();
+    }
+
+    /// Changes how this node has an owned checkpoint, on disk and in memory.
+    pub(super) fn set_held(&self, name: &Name, epoch: u64, held: Held) {
+        let mut all = self.owned.borrow_mut();
+        if let Some(owned) = all.get_mut(name) {
+            (owned.meta.held, owned.meta.epoch) = (held, epoch);
+            if let Err(error) = self.store.write_meta(&owned.meta) {
+                tracing::error!(%error, checkpoint = %name, "writing a region's description");
+            }
+        }
+        drop(all);
+        self.changed.notify_waiters();
+    }
+
+    /// A random number that names new memory or a new checkpoint.
+    pub(super) fn draw() -> u64 {
+        let mut bytes = [0; 8];
+        match getrandom::fill(&mut bytes) {
+            Ok(()) => u64::from_le_bytes(bytes),
+            // Without the system's generator: unique on this machine, which is what is needed.
+            Err(_) => std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(1, |t| t.as_nanos() as u64),
+        }
+    }
+}
+
+/// Runs something that blocks apart from the control plane's thread.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// The words for a person.
+pub(super) fn store_failure(error: &StoreError) -> Failure {
+    match error {
+        StoreError::Create(CreateError::NoSpace { .. }) => Failure::new(
+            FailureKind::NoSpace,
+            format!("{error}; free memory there or remove checkpoints (`ringkeep doctor`)"),
+        ),
+        StoreError::Damaged(damage) => Failure::new(FailureKind::Corrupt, damage.to_string()),
+        _ => Failure::new(FailureKind::Internal, error.to_string()),
+    }
+}
+
+impl From<Stopped> for Failure {
+    fn from(stopped: Stopped) -> Self {
+        Self::new(FailureKind::Unavailable, stopped.to_string())
+    }
+}

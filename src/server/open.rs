@@ -1,0 +1,534 @@
+//! Opening a checkpoint: attach, make, enlarge, or take over from another node.
+
+use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::time::Instant;
+
+use super::{
+    data_plane::{Attachment, Command},
+    mirrors::internal,
+    node::{LONG_CALL_TIMEOUT, Node, Owned, blocking},
+    rpc::{Copy, Grant, Reply, Request, Standing},
+    store::{Held, Meta, Owner, is_writer, open_for_client},
+};
+use crate::{
+    commit::Version,
+    handover::{self, Condition, Consumer},
+    membership::Member,
+    name::Name,
+    protocol::{Failure, FailureKind, Opened, Role},
+    region::{Identity, layout::Layout},
+    transport::{Access, Segment, Stamp, Terms},
+};
+
+/// How long an open waits for a ring that is changing.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at a ring that is changing.
+const SETTLE_LOOK: Duration = Duration::from_millis(50);
+
+/// What a client asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Wish {
+    pub(super) name: Name,
+    pub(super) layout: Layout,
+    pub(super) caller: Owner,
+    pub(super) take_over: bool,
+    pub(super) existing: bool,
+}
+
+/// What a client gets.
+pub(super) struct Attached {
+    pub(super) opened: Opened,
+    pub(super) descriptors: [OwnedFd; 4],
+    /// Which attachment it is.
+    pub(super) number: u64,
+}
+
+impl Node {
+    /// Opens a checkpoint for a local client, wherever it is now.
+    pub(super) async fn open(self: &Rc<Self>, wish: Wish) -> Result<Attached, Failure> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            let result = {
+                let _lock = self.lock(&wish.name).await;
+                self.try_open(&wish).await
+            };
+            match result {
+                // The ring is changing: what cannot be said now can be said soon.
+                Err(failure)
+                    if failure.kind == FailureKind::Unavailable && Instant::now() < deadline =>
+                {
+                    self.wait_a_little(SETTLE_LOOK).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn try_open(self: &Rc<Self>, wish: &Wish) -> Result<Attached, Failure> {
+        if self.view().is_none() {
+            let why = "this server is not in a ring yet; see `ringkeep status`";
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
+        if self.owns(&wish.name) {
+            return self.open_here(wish).await;
+        }
+        let here = self.located(&wish.name);
+        let elsewhere = self.locate(&wish.name).await?;
+        let owner = elsewhere
+            .iter()
+            .filter(|(_, copy)| matches!(copy.standing, Standing::Owns(_)))
+            .max_by_key(|(_, copy)| copy.epoch);
+        if let Some((member, copy)) = owner {
+            self.move_here(wish, member, copy).await?;
+            return self.open_here(wish).await;
+        }
+        let copies = || here.iter().chain(elsewhere.iter().map(|(_, copy)| copy));
+        if copies().any(|c| c.standing == Standing::Creating) {
+            let why = format!("{} is being made on another node", wish.name);
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
+        if let Some(copy) = copies().next() {
+            return Err(Failure::new(FailureKind::Unavailable, being_recovered(&wish.name, copy)));
+        }
+        if let Some(lost) = self.unrecovered() {
+            let why = format!(
+                "the checkpoints of node {lost} are not all recovered yet, {} may be one of them",
+                wish.name
+            );
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
+        if wish.existing {
+            return Err(no_such(&wish.name));
+        }
+        self.make(wish).await?;
+        self.open_here(wish).await
+    }
+
+    fn owns(&self, name: &Name) -> bool {
+        self.owned.borrow().get(name).is_some_and(|o| o.meta.held != Held::Superseded)
+    }
+
+    /// An owner that left, some of whose checkpoints may still be found.
+    fn unrecovered(&self) -> Option<Name> {
+        let view = self.view()?;
+        let gone = view.holders.iter().find(|h| {
+            !view.contains(&h.owner) && h.runs.iter().any(|run| view.contains(&run.holder))
+        });
+        // Its own latest life may have the copies, too; it offers them by itself.
+        gone.map(|h| h.owner.name.clone())
+    }
+
+    /// Makes a new checkpoint. Two nodes that make the same one at the same time see each other:
+    /// each says what it is about to do before it asks the others.
+    async fn make(self: &Rc<Self>, wish: &Wish) -> Result<(), Failure> {
+        let name = &wish.name;
+        self.creating.borrow_mut().insert(name.clone());
+        let made = async {
+            if !self.locate(name).await?.is_empty() {
+                // Both give way; the one that comes back first makes it.
+                let pause = Duration::from_millis(Self::draw() % 100);
+                tokio::time::sleep(pause).await;
+                let why = format!("{name} is being made on another node");
+                return Err(Failure::new(FailureKind::Unavailable, why));
+            }
+            let meta = Meta {
+                name: name.clone(),
+                identity: Identity { checkpoint: Self::draw(), generation: 1 },
+                layout: wish.layout,
+                epoch: 1,
+                owner: wish.caller,
+                held: Held::Owned,
+                region: Self::draw(),
+                bytes: 0,
+            };
+            let stored = self.make_region(meta, None).await?;
+            tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
+            self.serve(Owned::new(stored)).await
+        }
+        .await;
+        self.creating.borrow_mut().remove(name);
+        made
+    }
+
+    /// Attaches a client to a checkpoint that this node owns.
+    async fn open_here(self: &Rc<Self>, wish: &Wish) -> Result<Attached, Failure> {
+        let (meta, path) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(&wish.name).ok_or_else(|| no_such(&wish.name))?;
+            (owned.meta.clone(), owned.path.clone())
+        };
+        if !meta.owner.may_write(&wish.caller) {
+            return Err(permission(&wish.name));
+        }
+        let file = open_for_client(&path).map_err(|e| internal(&e))?;
+        if file.is_none() && !wish.take_over {
+            let node = self.me.borrow().id.name.clone();
+            return Err(Failure::new(
+                FailureKind::OwnedElsewhere,
+                format!(
+                    "{} is open in another process on this node ({node}); end that one, or take \
+                     the checkpoint over",
+                    wish.name
+                ),
+            ));
+        }
+        let larger = wish.layout.capacity() > meta.layout.capacity();
+        let file = match file {
+            Some(file) if !larger => file,
+            // A writer that is alive keeps its memory, which counts no more; a larger capacity
+            // needs a larger region.
+            file => {
+                drop(file);
+                let capacity = wish.layout.capacity().max(meta.layout.capacity());
+                self.rehome(&wish.name, capacity).await?;
+                let path = self.owned.borrow().get(&wish.name).map(|o| o.path.clone());
+                let path = path.ok_or_else(|| no_such(&wish.name))?;
+                let file = open_for_client(&path).map_err(|e| internal(&e))?;
+                file.ok_or_else(|| internal(&"a new region is in use already"))?
+            }
+        };
+        if meta.held == Held::Orphan {
+            let epoch = self.owned.borrow().get(&wish.name).map_or(meta.epoch, |o| o.meta.epoch);
+            self.set_held(&wish.name, epoch, Held::Owned);
+        }
+        self.attach(&wish.name, file).await
+    }
+
+    /// Gives a checkpoint a new region: the writer of the old one, if it is alive, is fenced.
+    async fn rehome(self: &Rc<Self>, name: &Name, capacity: u64) -> Result<(), Failure> {
+        let (old, region) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(name).ok_or_else(|| no_such(name))?;
+            (owned.meta.clone(), owned.region.clone())
+        };
+        let slots = old.layout.slots() as u32;
+        let layout = Layout::new(capacity, slots).map_err(|e| invalid(&e))?;
+        // From here on nothing that the old writer commits is taken.
+        let (condition, gone) = (Condition::Fenced, name.clone());
+        self.data_plane.ask(|reply| Command::Disown { name: gone, condition, reply }).await?;
+        let newest = {
+            let region = region.clone();
+            blocking(move || region.newest_valid()).await
+        };
+        let generation = old.identity.generation + 1;
+        let meta = Meta {
+            identity: Identity { checkpoint: old.identity.checkpoint, generation },
+            layout,
+            epoch: old.epoch + 1,
+            held: Held::Owned,
+            region: Self::draw(),
+            ..old.clone()
+        };
+        let made = self.make_region(meta, Some((region, newest.map(|f| f.slot)))).await;
+        let Some(before) = self.owned.borrow_mut().remove(name) else {
+            return Err(internal(&"the checkpoint went away"));
+        };
+        match made {
+            Ok(stored) => {
+                self.synced_views.borrow_mut().remove(name);
+                self.serve(Owned::new(stored)).await?;
+                self.remove_region(before.meta, before.path).await;
+                Ok(())
+            }
+            Err(failure) => {
+                // As it was, except that the old writer has to attach again.
+                self.serve(before).await?;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn attach(self: &Rc<Self>, name: &Name, file: File) -> Result<Attached, Failure> {
+        let system = |e: std::io::Error| internal(&e);
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let handover = handover::create().map_err(system)?;
+        let consumer = Consumer::new(handover.try_clone().map_err(system)?, 0).map_err(system)?;
+        let doorbell = eventfd(0, flags).map_err(|e| system(e.into()))?;
+        let wake = eventfd(0, flags).map_err(|e| system(e.into()))?;
+        let attachment = Attachment {
+            consumer,
+            doorbell: doorbell.try_clone().map_err(system)?,
+            wake: wake.try_clone().map_err(system)?,
+        };
+        let attach = |reply| Command::Attach { name: name.clone(), attachment, reply };
+        if !self.data_plane.ask(attach).await? {
+            return Err(no_such(name));
+        }
+        let number = Self::draw();
+        let ring_mirrors = self.view().is_some_and(|v| v.predecessor(&self.id()).is_some());
+        let mut owned = self.owned.borrow_mut();
+        let owned = owned.get_mut(name).ok_or_else(|| no_such(name))?;
+        owned.attachment = number;
+        let opened = Opened {
+            layout: owned.meta.layout,
+            identity: owned.meta.identity,
+            epoch: owned.meta.epoch,
+            bytes: owned.meta.bytes,
+            mirrored: ring_mirrors,
+            warning: self.hugepage_warning(owned.meta.bytes),
+        };
+        Ok(Attached { opened, descriptors: [file.into(), handover, doorbell, wake], number })
+    }
+
+    fn hugepage_warning(&self, bytes: u64) -> Option<String> {
+        let worth_it = bytes >= 16 << 20 && !self.store.has_hugepages();
+        worth_it.then(|| super::HUGEPAGES_HINT.to_owned())
+    }
+
+    /// Attaches a client that was attached before this server restarted.
+    pub(super) async fn reattach(
+        self: &Rc<Self>,
+        name: Name,
+        epoch: u64,
+        shown: OwnedFd,
+    ) -> Result<Attached, Failure> {
+        let _lock = self.lock(&name).await;
+        if self.view().is_none() {
+            let why = "this server is not in a ring yet";
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
+        let (meta, path) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(&name).ok_or_else(|| no_such(&name))?;
+            (owned.meta.clone(), owned.path.clone())
+        };
+        let shown = File::from(shown);
+        let writer = is_writer(&shown, &path).map_err(|e| internal(&e))?;
+        if meta.held != Held::Owned || meta.epoch != epoch || !writer {
+            let why = format!("{name} was taken over");
+            return Err(Failure::new(FailureKind::Fenced, why));
+        }
+        self.attach(&name, shown).await
+    }
+
+    /// A client's connection ended.
+    pub(super) fn detached(&self, name: &Name, number: u64) {
+        let present = self.owned.borrow().get(name).is_some_and(|o| o.attachment == number);
+        if present {
+            // A data plane that is gone ends the server elsewhere.
+            let _ =
+                self.data_plane.send(Command::Detach { name: name.clone(), condition: None });
+        }
+    }
+
+    // Taking over from another node.
+
+    async fn move_here(
+        self: &Rc<Self>,
+        wish: &Wish,
+        from: &Member,
+        copy: &Copy,
+    ) -> Result<(), Failure> {
+        if copy.standing == Standing::Owns(Role::Owner) && !wish.take_over {
+            return Err(Failure::new(
+                FailureKind::OwnedElsewhere,
+                format!(
+                    "{} is owned by node {}, which is alive; work there, or take it over",
+                    wish.name, from.id.name
+                ),
+            ));
+        }
+        self.link(from).await?;
+        let (name, caller, force) = (wish.name.clone(), wish.caller, wish.take_over);
+        let request = Request::TakeOver { name, force, caller };
+        let Reply::Granted(grant) = self.call(from, request, LONG_CALL_TIMEOUT).await? else {
+            return Err(internal(&"an answer to something else"));
+        };
+        let meta = Meta {
+            name: wish.name.clone(),
+            identity: Identity {
+                checkpoint: grant.identity.checkpoint,
+                generation: grant.identity.generation + 1,
+            },
+            layout: grant.layout,
+            epoch: grant.epoch + 1,
+            owner: grant.owner,
+            held: Held::Owned,
+            region: Self::draw(),
+            bytes: 0,
+        };
+        let stored = self.make_region(meta, None).await?;
+        if let Err(failure) = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await
+        {
+            self.remove_region(stored.meta, stored.path).await;
+            return Err(failure);
+        }
+        let version = grant.version.map_or(0, |(_, record)| record.sequence);
+        tracing::info!(checkpoint = %wish.name, from = %from.id, version, "taken over");
+        self.drop_owned(&wish.name).await; // an older copy of this node's own
+        self.serve(Owned::new(stored)).await
+    }
+
+    /// Reads a granted version into slot 0 of a region with the same measures, verifies it there
+    /// and commits it.
+    async fn read_version(
+        &self,
+        from: &Member,
+        grant: &Grant,
+        into: &crate::region::Region,
+        epoch: u64,
+    ) -> Result<(), Failure> {
+        let Some((slot, record)) = grant.version else { return Ok(()) };
+        let layout = *into.layout();
+        if layout != grant.layout || slot as usize >= layout.slots() {
+            return Err(invalid(&"the peer's answer does not fit"));
+        }
+        let (table, payload) = (8 * layout.chunks(record.len), record.len);
+        let segments = [
+            (layout.table(0), layout.table(slot as usize), table),
+            (layout.payload(0), layout.payload(slot as usize), payload),
+        ]
+        .into_iter()
+        .filter(|&(.., len)| len > 0)
+        .map(|(local, remote, len)| Segment { local, remote, len })
+        .collect();
+        self.read(from, grant, into.mapping().clone(), segments).await?;
+        let into = into.clone();
+        let committed = blocking(move || {
+            // SAFETY: the region is new; nobody else knows it yet.
+            let written = unsafe { into.publish(0, epoch, record.sequence, record.len) };
+            written.root == record.root && into.verify(0).is_ok()
+        })
+        .await;
+        if committed {
+            Ok(())
+        } else {
+            let why = format!("what node {} sent does not match its checksums", from.id.name);
+            Err(Failure::new(FailureKind::Corrupt, why))
+        }
+    }
+
+    /// Reads a peer's memory into this node's.
+    pub(super) async fn read(
+        &self,
+        from: &Member,
+        grant: &Grant,
+        into: std::sync::Arc<crate::region::mapping::Mapping>,
+        segments: Vec<Segment>,
+    ) -> Result<(), Failure> {
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let register = |reply| Command::Register { mapping: into, reply };
+        let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
+        let stamp = Stamp { epoch: grant.epoch, view: self.view().map_or(0, |v| v.number) };
+        let (peer, key) = (from.id.clone(), grant.key);
+        let read = |reply| Command::Read { peer, memory, key, stamp, segments, reply };
+        let done = self.data_plane.ask(read).await?;
+        self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
+        done.map_err(|e| {
+            let why = format!("reading from node {}: {e}", from.id.name);
+            Failure::new(FailureKind::Unavailable, why)
+        })
+    }
+
+    /// A peer takes a checkpoint over: this node stops serving it and lets the peer read.
+    pub(super) async fn give_up(
+        self: &Rc<Self>,
+        to: crate::membership::NodeId,
+        name: Name,
+        force: bool,
+        caller: Owner,
+    ) -> Result<Reply, Failure> {
+        let _lock = self.lock(&name).await;
+        let (mut meta, region, path, before) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(&name).ok_or_else(|| no_such(&name))?;
+            (owned.meta.clone(), owned.region.clone(), owned.path.clone(), owned.successor.clone())
+        };
+        if !meta.owner.may_write(&caller) {
+            return Err(permission(&name));
+        }
+        let repeated = meta.held == Held::Superseded && before.as_ref() == Some(&to);
+        if meta.held == Held::Superseded && !repeated {
+            return Err(no_such(&name));
+        }
+        if meta.held == Held::Owned && !force {
+            let node = self.me.borrow().id.name.clone();
+            let why = format!("{name} is owned by node {node}, which is alive");
+            return Err(Failure::new(FailureKind::OwnedElsewhere, why));
+        }
+        let newest = {
+            if !repeated {
+                let (condition, gone) = (Condition::Fenced, name.clone());
+                let disown = |reply| Command::Disown { name: gone, condition, reply };
+                self.data_plane.ask(disown).await?;
+            }
+            let region = region.clone();
+            blocking(move || region.newest_valid()).await
+        };
+        tracing::info!(checkpoint = %name, %to, path = %path.display(), "given up");
+        meta.held = Held::Superseded;
+        if let Some(owned) = self.owned.borrow_mut().get_mut(&name) {
+            owned.successor = Some(to.clone());
+            owned.memory = None;
+        }
+        self.set_held(&name, meta.epoch, Held::Superseded);
+        let version = newest.map(|found| (found.slot as u32, found.record));
+        self.grant_read(to, &meta, &region, version, None).await
+    }
+
+    /// Lets a peer read a region.
+    pub(super) async fn grant_read(
+        &self,
+        to: crate::membership::NodeId,
+        meta: &Meta,
+        region: &crate::region::Region,
+        version: Option<(u32, crate::commit::Record)>,
+        pinned: Option<usize>,
+    ) -> Result<Reply, Failure> {
+        let mapping = region.mapping().clone();
+        let register = |reply| Command::Register { mapping, reply };
+        let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
+        let terms = Terms { epoch: meta.epoch, view_min: 0 };
+        let access = Access::Read;
+        let grant = |reply| Command::Grant { peer: to, memory, access, terms, reply };
+        let key = match self.data_plane.ask(grant).await? {
+            Ok(key) => key,
+            Err(error) => {
+                self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
+                return Err(Failure::new(FailureKind::Unavailable, error.to_string()));
+            }
+        };
+        let granted = super::fetch::Granted { memory, name: meta.name.clone(), pinned };
+        self.remember_grant(key, granted);
+        Ok(Reply::Granted(Grant {
+            key,
+            layout: meta.layout,
+            identity: meta.identity,
+            epoch: meta.epoch,
+            version,
+            owner: meta.owner,
+        }))
+    }
+}
+
+pub(super) fn no_such(name: &Name) -> Failure {
+    let why = format!("no such checkpoint: {name}; `ringkeep ls` lists those of the ring");
+    Failure::new(FailureKind::NoSuchCheckpoint, why)
+}
+
+pub(super) fn no_version(name: &Name, version: Version) -> Failure {
+    let why = format!("{name} has no version {version} (any more); try without --version");
+    Failure::new(FailureKind::NoSuchCheckpoint, why)
+}
+
+pub(super) fn permission(name: &Name) -> Failure {
+    let why = format!("{name} belongs to another user, and its mode does not let you do this");
+    Failure::new(FailureKind::Permission, why)
+}
+
+pub(super) fn invalid(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Invalid, error.to_string())
+}
+
+fn being_recovered(name: &Name, copy: &Copy) -> String {
+    match &copy.standing {
+        Standing::Holds(owner) => {
+            format!("{name} was owned by node {}, and is not recovered yet", owner.name)
+        }
+        _ => format!("{name} is on its way to another node"),
+    }
+}
