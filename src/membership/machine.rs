@@ -349,7 +349,9 @@ impl Membership {
         if !ours || !follows || !view.is_coherent() {
             return;
         }
-        if self.phase == Phase::Joining && !view.admits(&self.me.id) {
+        // A joiner may have been taken in and out again before it heard of either.
+        let known = view.newest_life(&self.me.id.name) == Some(&self.me.id);
+        if self.phase == Phase::Joining && !known {
             return self.learn_contacts(now, &view, out);
         }
         self.install(now, view, out);
