@@ -296,3 +296,32 @@ fn every_view_number_has_one_value_and_a_healed_ring_becomes_whole() {
 fn every_view_number_has_one_value_and_a_healed_ring_becomes_whole_again() {
     storms(150..300);
 }
+
+/// Messages slower than the timeouts and links that come and go: everybody suspects somebody else,
+/// and ballots of all kinds overlap.
+fn quarrel(seed: u64) -> usize {
+    let names = ["a", "b", "c", "d", "e"];
+    let mut net = Net::ring(seed, &names);
+    net.rng.0 = seed.wrapping_mul(0x0abc_def1);
+    net.faults =
+        Faults { loss: 25, delay_max: 400_000, crash_after_persist: 30, ..membership_net::QUIET };
+    for _ in 0..100 {
+        net.run_ms(40);
+        let mut pick = || names[net.rng.below(5) as usize];
+        let (name, other) = (pick(), pick());
+        match net.rng.below(8) {
+            _ if !net.nodes[name].up => net.resume(name),
+            0 if name != other => net.partition(&[name], &[other]),
+            1 => net.heal(),
+            2 => net.kill(name),
+            _ => {}
+        }
+    }
+    net.sent.get("accept").map_or(0, Vec::len)
+}
+
+#[test]
+fn overlapping_ballots_never_decide_two_values() {
+    let slow: usize = (0..60).map(quarrel).sum();
+    assert!(slow > 200, "only {slow} messages of slow ballots: too peaceful to tell");
+}

@@ -453,3 +453,112 @@ fn is_possible(view: &View, promise: &Promise) -> bool {
     let values = vote.map(|v| &v.value).chain(promise.accepted.iter().map(|(_, value)| value));
     vote_fits && values.into_iter().all(|value| view.precedes(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::membership::{
+        Config, Durable, Event, Message,
+        ballot::{Vote, Votes},
+        change::tests::{founded, join, member, remove},
+        holders::SyncFacts,
+    };
+
+    fn at(ms: u64) -> Time {
+        Time(0) + Duration::from_millis(ms)
+    }
+
+    fn hear(machine: &mut Membership, now: Time, from: &str, body: Body) -> Vec<Output> {
+        let message = Message { cluster: 9, view: 3, to: None, body };
+        let mut out = Vec::new();
+        let from = Peer::from(&member(from, 1));
+        machine.handle(now, Event::Received { from, message }, &mut out);
+        out
+    }
+
+    fn values(out: &[Output]) -> Vec<Arc<View>> {
+        let bodies = out.iter().filter_map(|output| match output {
+            Output::Send { message, .. } => Some(&message.body),
+            _ => None,
+        });
+        bodies
+            .filter_map(|body| match body {
+                Body::Propose(value) | Body::Accept(_, value) => Some(value.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Node a of the ring a b c proposes to take in x, b has voted otherwise, and c is not heard
+    /// of. What a asks to accept, after b's promise.
+    fn chosen(vote: Option<Vote>) -> Change {
+        let view = Arc::new(founded(&["a", "b", "c"]));
+        let me = member("a", 1);
+        let durable = Durable { me, view, votes: Votes::default(), leaving: false };
+        let mut a = Membership::resume(Config::default(), durable, at(0)).unwrap();
+        let joiner = Body::Join { member: member("x", 1), forwarded: true };
+        let proposed = values(&hear(&mut a, at(0), "b", joiner));
+        assert_eq!(proposed[0].change, join(&[member("x", 1)]));
+        hear(&mut a, at(1), "b", Body::Nack(Refusal::OtherVote));
+        a.handle(at(60), Event::Tick, &mut Vec::new());
+        let ballot = a.votes.promised.expect("a slow ballot has begun");
+        let promise = Promise { vote, accepted: None };
+        let accepts = values(&hear(&mut a, at(61), "b", Body::Promise(ballot, promise)));
+        assert_eq!(accepts.len(), 2, "to b and c");
+        accepts[0].change.clone()
+    }
+
+    fn vote_of_b(proposer: &str) -> Vote {
+        let value = founded(&["a", "b", "c"]).next(&remove(&["c"]), &SyncFacts::default()).unwrap();
+        Vote { value: Arc::new(value), proposers: vec![member(proposer, 1).id] }
+    }
+
+    #[test]
+    fn a_coordinator_gives_up_its_own_proposal_for_one_that_may_be_decided() {
+        assert_eq!(chosen(Some(vote_of_b("c"))), remove(&["c"]), "c and b may have decided it");
+    }
+
+    #[test]
+    fn a_coordinator_with_a_free_choice_merges_the_proposals() {
+        let all = remove(&["c"]).union(&join(&[member("x", 1)]));
+        assert_eq!(chosen(Some(vote_of_b("b"))), all, "b has promised and will not decide alone");
+        assert_eq!(chosen(None), join(&[member("x", 1)]));
+    }
+
+    #[test]
+    fn malformed_and_foreign_messages_change_nothing() {
+        let view = Arc::new(founded(&["a", "b", "c"]));
+        let (me, votes) = (member("a", 1), Votes::default());
+        let durable = Durable { me, view: view.clone(), votes, leaving: false };
+        let mut a = Membership::resume(Config::default(), durable, at(0)).unwrap();
+        a.handle(at(0), Event::Tick, &mut Vec::new());
+        let good = vote_of_b("b").value;
+        let spoil = |spoil: &dyn Fn(&mut View)| {
+            let mut spoilt = (*good).clone();
+            spoil(&mut spoilt);
+            Arc::new(spoilt)
+        };
+        let ballot = |round, rank| Ballot { round, rank };
+        let bodies = [
+            ("x", Body::Propose(good.clone())),
+            ("b", Body::Propose(spoil(&|v| v.number = u64::MAX))),
+            ("b", Body::Propose(spoil(&|v| v.ring.clear()))),
+            ("b", Body::Install(spoil(&|v| v.voters.clear()))),
+            ("b", Body::Install(spoil(&|v| v.number = u64::MAX))),
+            ("b", Body::Install(spoil(&|v| v.cluster = 5))),
+            ("b", Body::Prepare(ballot(1, 2))),
+            ("b", Body::Prepare(ballot(u32::MAX, 1))),
+            ("b", Body::Accept(ballot(1, 1), spoil(&|v| v.holders.clear()))),
+            ("b", Body::Accepted(ballot(1, 0))),
+            ("b", Body::Promise(ballot(1, 0), Promise::default())),
+            ("x", Body::Ack),
+        ];
+        for (from, body) in bodies {
+            let out = hear(&mut a, at(10), from, body.clone());
+            assert_eq!(out, [], "{from}: {body:?}");
+        }
+        assert_eq!((&a.votes, a.view()), (&Votes::default(), Some(&view)));
+    }
+}
