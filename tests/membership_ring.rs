@@ -230,7 +230,7 @@ fn storm(seed: u64) -> bool {
         crash_after_persist: net.rng.below(100),
     };
     let mut forgetful = 1;
-    for _ in 0..12 {
+    for _ in 0..10 {
         let pause = 50 + net.rng.below(900);
         net.run_ms(pause);
         let name = names[net.rng.below(names.len() as u64) as usize];
@@ -274,9 +274,9 @@ fn storm(seed: u64) -> bool {
     }
     assert!(whole, "seed {seed}: not whole after healing{}", net.describe());
     // What was suspected before may still be acted on; after that there is rest.
-    net.run_ms(4 * SECOND);
+    net.run_ms(3 * SECOND);
     let view = net.view_of("a");
-    net.run_ms(2 * SECOND);
+    net.run_ms(SECOND);
     assert!(net.is_whole() && net.view_of("a") == view, "seed {seed}: a healed ring is at rest");
     true
 }
