@@ -32,7 +32,7 @@ pub enum ChangeError {
     /// Somebody is to go who is not there, or the lists are not sorted sets.
     #[error("a change that does not fit the view")]
     Misfit,
-    /// A joiner's name has a life in the view that is not older.
+    /// A joiner's name has a life that the view knows and that is not older.
     #[error("{joiner} would replace {existing}, which is not older")]
     NotNewer {
         /// Who wants to join.
@@ -143,10 +143,9 @@ impl View {
             return Err(ChangeError::Misfit);
         }
         for joiner in change.joined.iter().map(|m| &m.id) {
-            let newer =
-                |m: &&Member| m.id.name == joiner.name && m.id.incarnation >= joiner.incarnation;
-            if let Some(existing) = self.everybody().find(newer) {
-                let (joiner, existing) = (joiner.clone(), existing.id.clone());
+            let newest = self.newest_life(&joiner.name);
+            if let Some(existing) = newest.filter(|e| e.incarnation >= joiner.incarnation) {
+                let (joiner, existing) = (joiner.clone(), existing.clone());
                 return Err(ChangeError::NotNewer { joiner, existing });
             }
         }
@@ -276,8 +275,16 @@ pub(super) mod tests {
         assert_eq!(view.ring[1].id.incarnation, 2);
         assert_eq!(view.voters, view.ring);
         assert!(view.change.evicts(&member("b", 1).id));
-        let late = next(&view, &join(&[member("b", 1)]));
-        assert!(matches!(late, Err(ChangeError::NotNewer { .. })), "a late message of an old life");
+    }
+
+    #[test]
+    fn a_join_that_comes_late_does_not_bring_back_a_dead_life() {
+        let view = founded(&["a", "b", "c", "d"]);
+        let late = |view: &View| next(view, &join(&[member("b", 1)]));
+        let replaced = next(&view, &join(&[member("b", 2)])).unwrap();
+        assert!(matches!(late(&replaced), Err(ChangeError::NotNewer { .. })));
+        let removed = next(&view, &remove(&["b"])).unwrap();
+        assert!(matches!(late(&removed), Err(ChangeError::NotNewer { .. })));
     }
 
     #[test]

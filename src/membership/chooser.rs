@@ -90,9 +90,13 @@ mod tests {
         (value("f"), value("g"))
     }
 
-    /// `votes`: who promised, with the value and the proposers he acknowledged.
-    fn promises(votes: &[(&str, Option<(&Arc<View>, &[&str])>)]) -> BTreeMap<NodeId, Promise> {
-        let promise = |vote: &Option<(&Arc<View>, &[&str])>| Promise {
+    /// For which value, acknowledging which proposers.
+    type Voted<'a> = (&'a Arc<View>, &'a [&'a str]);
+    /// Who promised, and how he had voted.
+    type Promised<'a> = (&'a str, Option<Voted<'a>>);
+
+    fn promises(votes: &[Promised]) -> BTreeMap<NodeId, Promise> {
+        let promise = |vote: &Option<Voted>| Promise {
             vote: vote.map(|(value, proposers)| Vote {
                 value: value.clone(),
                 proposers: proposers.iter().map(|p| id(p)).collect(),
@@ -102,7 +106,7 @@ mod tests {
         votes.iter().map(|(voter, vote)| (id(voter), promise(vote))).collect()
     }
 
-    fn decide(voters: usize, votes: &[(&str, Option<(&Arc<View>, &[&str])>)]) -> Choice {
+    fn decide(voters: usize, votes: &[Promised]) -> Choice {
         let voters: Vec<NodeId> = NAMES[..voters].iter().map(|name| id(name)).collect();
         assert!(votes.len() >= majority(voters.len()));
         choose(&voters, fast_quorum(voters.len()), &promises(votes))

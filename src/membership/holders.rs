@@ -82,7 +82,7 @@ impl SyncFacts {
     /// The holders of `next`, whose ring is complete, after those of `view`.
     pub fn holders_after(&self, view: &View, next: &View) -> Vec<OwnerHolders> {
         let mut holders = holders_untrimmed(view, next);
-        holders.retain(|h| next.contains(&h.owner) || !self.settled.contains(&h.owner));
+        holders.retain(|h| !self.settled.contains(&h.owner) || next.contains(&h.owner));
         for entry in &mut holders {
             if let Some(&number) = self.confirmed.get(&entry.owner) {
                 let current = entry.runs.iter().rposition(|run| run.since <= number).unwrap_or(0);

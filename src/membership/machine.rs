@@ -1,6 +1,10 @@
 //! One node's part in the membership: what it is told, what it says.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use super::{
     Beat, Body, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer, Time,
@@ -63,7 +67,7 @@ pub enum Output {
     /// Send this to whoever listens at an address.
     Contact {
         /// Where.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// What.
         message: Message,
     },
@@ -174,12 +178,7 @@ impl Membership {
 
     /// A node that wants to join through any of `contacts`. `me` must be an incarnation that was
     /// never used before.
-    pub fn join(
-        config: Config,
-        me: Member,
-        contacts: Vec<std::net::SocketAddr>,
-        now: Time,
-    ) -> Self {
+    pub fn join(config: Config, me: Member, contacts: Vec<SocketAddr>, now: Time) -> Self {
         Self::new(config, me, Contacts::new(contacts, now), now)
     }
 
@@ -248,7 +247,8 @@ impl Membership {
         }
     }
 
-    /// When [`Event::Tick`] is wanted next; to be asked again after each event.
+    /// When [`Event::Tick`] is wanted next, at once if that is past; to be asked again after each
+    /// event.
     pub fn deadline(&self) -> Option<Time> {
         match self.phase {
             _ if self.fresh => Some(Time(0)),
@@ -349,7 +349,9 @@ impl Membership {
         if !ours || !follows || !view.is_coherent() {
             return;
         }
-        if self.phase == Phase::Joining && !view.admits(&self.me.id) {
+        // A joiner may have been taken in and out again before it heard of either.
+        let known = view.newest_life(&self.me.id.name) == Some(&self.me.id);
+        if self.phase == Phase::Joining && !known {
             return self.learn_contacts(now, &view, out);
         }
         self.install(now, view, out);
@@ -398,7 +400,8 @@ impl Membership {
     pub(super) fn decided(&mut self, now: Time, value: Arc<View>, out: &mut Vec<Output>) {
         let Some(before) = self.view.clone() else { return };
         self.install(now, value.clone(), out);
-        let joined = value.everybody().filter(|m| before.member(&m.id).is_none());
+        let told: BTreeSet<&NodeId> = before.everybody().map(|m| &m.id).collect();
+        let joined = value.everybody().filter(|m| !told.contains(&m.id));
         for member in before.everybody().chain(joined) {
             self.send(&member.into(), Body::Install(value.clone()), out);
         }

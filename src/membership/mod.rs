@@ -43,6 +43,7 @@ mod message;
 pub mod quorum;
 mod requests;
 mod rounds;
+mod slow;
 mod view;
 
 pub use ballot::Durable;

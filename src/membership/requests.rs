@@ -65,9 +65,9 @@ impl Requests {
     /// Forgets what is done, pointless or not asked for any more.
     pub(super) fn prune(&mut self, view: &View, now: Time) {
         self.joins.retain(|name, waiting| {
-            let existing = view.member_named(name);
-            let newer = |m: &Member| m.id.incarnation < waiting.member.id.incarnation;
-            waiting.until > now && existing.is_none_or(newer)
+            let newest = view.newest_life(name);
+            let older = |id: &NodeId| id.incarnation < waiting.member.id.incarnation;
+            waiting.until > now && newest.is_none_or(older)
         });
         self.leaves.retain(|id, until| *until > now && view.admits(id));
     }
@@ -101,9 +101,9 @@ impl Membership {
 
     /// A joiner hears of a view that it is not in: its members are the ones to ask.
     pub(super) fn learn_contacts(&mut self, now: Time, view: &View, out: &mut Vec<Output>) {
-        let later =
-            |m: &&Member| m.id.name == self.me.id.name && m.id.incarnation > self.me.id.incarnation;
-        if let Some(existing) = view.everybody().find(later).map(|m| m.id.clone()) {
+        let newest = view.newest_life(&self.me.id.name);
+        let later = newest.filter(|id| id.incarnation > self.me.id.incarnation);
+        if let Some(existing) = later.cloned() {
             return self.refused(JoinRefusal::Outlived { existing }, out);
         }
         if view.number > self.contacts.learnt_from {
@@ -182,7 +182,7 @@ impl Membership {
             }
             return;
         }
-        let existing = view.member_named(&member.id.name).map(|m| m.id.clone());
+        let existing = view.newest_life(&member.id.name).cloned();
         if let Some(existing) = existing.filter(|e| e.incarnation >= member.id.incarnation) {
             if existing.incarnation > member.id.incarnation {
                 let reason = JoinRefusal::Outlived { existing };
@@ -219,7 +219,8 @@ impl Membership {
                 JoinRefusal::NameInUse { existing: existing.id.clone(), address: existing.address };
             return self.send(&Peer::from(&member), Body::JoinRefused(reason), out);
         }
-        let until = now + self.config.suspicion_after * 4;
+        // Not longer than it takes to ask again: a joiner that vanished would be a voter lost.
+        let until = now + self.config.retry_after * 3;
         self.requests.joins.insert(member.id.name.clone(), Waiting { member, since, until });
     }
 

@@ -1,24 +1,22 @@
-//! Proposing, voting and deciding: the messages around one node's [`Votes`](super::ballot::Votes).
+//! The one-round ballot, and what is due when: the messages around one node's
+//! [`Votes`](super::ballot::Votes).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Body, Change, Member, Membership, NodeId, Output, Peer, Refusal, Time, View,
     ballot::{Ballot, Promise},
-    chooser::{Choice, choose},
     machine::Phase,
-    quorum::{fast_quorum, majority},
+    quorum::fast_quorum,
+    slow::{Lead, is_possible},
 };
 
 /// A candidate waits for at most this many others.
-const RANK_MAX: u32 = 20;
+pub(super) const RANK_MAX: u32 = 20;
 /// Waiting doubles with each attempt, so many times.
-const DOUBLINGS_MAX: u32 = 4;
+pub(super) const DOUBLINGS_MAX: u32 = 4;
 /// Beyond this a round is nonsense.
-const ROUND_MAX: u32 = u32::MAX / 2;
+pub(super) const ROUND_MAX: u32 = u32::MAX / 2;
 /// Refused proposals that are remembered for the merge.
 const REFUSED_MAX: usize = 8;
 
@@ -26,26 +24,18 @@ const REFUSED_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Round {
     /// Who acknowledged this node's proposal.
-    acks: BTreeSet<NodeId>,
+    pub(super) acks: BTreeSet<NodeId>,
     /// Proposals that this node could not follow, for the merge.
-    refused: Vec<Arc<View>>,
+    pub(super) refused: Vec<Arc<View>>,
     /// The slow ballot that this node coordinates.
-    lead: Option<Lead>,
-    round_seen: u32,
-    attempts: u32,
-    retries: u32,
-    propose_at: Option<Time>,
-    retry_at: Option<Time>,
+    pub(super) lead: Option<Lead>,
+    pub(super) round_seen: u32,
+    pub(super) attempts: u32,
+    pub(super) retries: u32,
+    pub(super) propose_at: Option<Time>,
+    pub(super) retry_at: Option<Time>,
     /// When this node begins a slow ballot; set as soon as it knows that something is to be decided.
-    coordinate_at: Option<Time>,
-}
-
-#[derive(Debug)]
-struct Lead {
-    ballot: Ballot,
-    promises: BTreeMap<NodeId, Promise>,
-    value: Option<Arc<View>>,
-    accepted: BTreeSet<NodeId>,
+    pub(super) coordinate_at: Option<Time>,
 }
 
 impl Round {
@@ -120,10 +110,8 @@ impl Membership {
         }
     }
 
-    // The one-round ballot.
-
     /// What this node wants changed, and when it is its turn to say so.
-    fn wish(&self, view: &View, now: Time) -> Option<(Time, Change)> {
+    pub(super) fn wish(&self, view: &View, now: Time) -> Option<(Time, Change)> {
         let mut change = Change::default();
         let mut at = None;
         for joiner in self.requests.joiners(view, &self.detector) {
@@ -146,7 +134,7 @@ impl Membership {
 
     /// The view that this node wants next. Where its suspects are too many to be taken out, the
     /// other wishes stand.
-    fn wished(&self, view: &View, change: &Change) -> Option<Arc<View>> {
+    pub(super) fn wished(&self, view: &View, change: &Change) -> Option<Arc<View>> {
         let without = Change { removed: Vec::new(), ..change.clone() };
         let next = view.next(change, &self.facts).or_else(|_| view.next(&without, &self.facts));
         next.ok().map(Arc::new)
@@ -228,186 +216,6 @@ impl Membership {
         }
     }
 
-    // The slow ballot.
-
-    /// Something is to be decided: if that takes too long, this node will coordinate a slow ballot.
-    fn stir(&mut self, now: Time, contested: bool) {
-        let Some(view) = self.view.as_ref() else { return };
-        let stagger = self.config.propose_stagger;
-        let rank = self.live_rank(view);
-        let at = match contested {
-            true => now + stagger * (rank + 1),
-            false => now + self.config.slow_ballot_after + stagger * rank,
-        };
-        let planned = self.round.coordinate_at;
-        self.round.coordinate_at = match planned {
-            Some(planned) if self.round.attempts > 0 || planned < at => Some(planned),
-            _ => Some(at),
-        };
-    }
-
-    /// How many voters before this one seem to live.
-    fn live_rank(&self, view: &View) -> u32 {
-        let before = view.voters.iter().take_while(|m| m.id != self.me.id);
-        let live = before.filter(|m| !self.detector.is_suspect(&m.id)).count();
-        u32::try_from(live).unwrap_or(RANK_MAX).min(RANK_MAX)
-    }
-
-    fn postpone(&mut self, view: &View, now: Time) {
-        let patience =
-            self.config.slow_ballot_after * (1 << self.round.attempts.min(DOUBLINGS_MAX));
-        let stagger = self.config.propose_stagger * self.live_rank(view);
-        self.round.coordinate_at = Some(now + patience + stagger);
-    }
-
-    fn coordinate_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
-        if self.number() != view.number || self.round.coordinate_at.is_none_or(|at| at > now) {
-            return;
-        }
-        self.round.coordinate_at = None;
-        let Some(rank) = view.voter_rank(&self.me.id).and_then(|rank| u32::try_from(rank).ok())
-        else {
-            return;
-        };
-        let promised = self.votes.promised.map_or(0, |ballot| ballot.round);
-        let ballot = Ballot { round: self.round.round_seen.max(promised) + 1, rank };
-        if ballot.round > ROUND_MAX || self.votes.promise(ballot).is_err() {
-            return;
-        }
-        self.persist(out);
-        self.round.attempts += 1;
-        self.round.round_seen = ballot.round;
-        let (promises, accepted) = Default::default();
-        self.round.lead = Some(Lead { ballot, promises, value: None, accepted });
-        self.postpone(view, now);
-        self.round.retry_at = Some(now + self.config.retry_after);
-        self.send_to_voters(view, out, |_| Some(Body::Prepare(ballot)));
-        let (me, cast) = (Peer::from(&self.me), self.votes.cast.clone());
-        self.promised(view, now, &me, ballot, cast, out);
-    }
-
-    fn asked_to_promise(&mut self, now: Time, from: &Peer, ballot: Ballot, out: &mut Vec<Output>) {
-        match self.votes.promise(ballot) {
-            Ok(news) => {
-                if news {
-                    self.persist(out);
-                }
-                self.follow(now, ballot);
-                let cast = self.votes.cast.clone();
-                self.send(from, Body::Promise(ballot, cast), out);
-            }
-            Err(refusal) => self.send(from, Body::Nack(refusal), out),
-        }
-    }
-
-    /// Somebody else coordinates: give him time.
-    fn follow(&mut self, now: Time, ballot: Ballot) {
-        self.round.round_seen = self.round.round_seen.max(ballot.round);
-        self.round.lead.take_if(|lead| lead.ballot < ballot);
-        if let Some(view) = self.view.clone() {
-            self.postpone(&view, now);
-        }
-    }
-
-    fn promised(
-        &mut self,
-        view: &View,
-        now: Time,
-        from: &Peer,
-        ballot: Ballot,
-        promise: Promise,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(lead) = self.round.lead.as_mut() else { return };
-        if lead.ballot != ballot || lead.value.is_some() {
-            return;
-        }
-        lead.promises.insert(from.id.clone(), promise);
-        if lead.promises.len() < majority(view.voters.len()) {
-            return;
-        }
-        let voters: Vec<NodeId> = view.voters.iter().map(|m| m.id.clone()).collect();
-        let value = match choose(&voters, fast_quorum(voters.len()), &lead.promises) {
-            Choice::Bound(value) => Some(value),
-            Choice::Free => self.merged(view, now),
-            Choice::Contradiction => None,
-        };
-        let Some(value) = value else {
-            // Nobody in this majority wants anything; whoever does will begin again.
-            self.round.lead = None;
-            self.round.coordinate_at = None;
-            return;
-        };
-        if self.votes.accept(ballot, &value).is_err() {
-            return;
-        }
-        self.persist(out);
-        if let Some(lead) = self.round.lead.as_mut() {
-            lead.value = Some(value.clone());
-        }
-        self.send_to_voters(view, out, |_| Some(Body::Accept(ballot, value.clone())));
-        let me = Peer::from(&self.me);
-        self.accepted(view, now, &me, ballot, out);
-    }
-
-    /// A free choice: all that anybody proposed, or if that is too much, one of the proposals.
-    fn merged(&self, view: &View, now: Time) -> Option<Arc<View>> {
-        let lead = self.round.lead.as_ref()?;
-        let votes = lead.promises.values().filter_map(|promise| promise.vote.as_ref());
-        let proposals: Vec<&Arc<View>> =
-            votes.map(|vote| &vote.value).chain(&self.round.refused).collect();
-        let Some(first) = proposals.first() else {
-            let (_, change) = self.wish(view, now)?;
-            return self.wished(view, &change);
-        };
-        if proposals.iter().all(|value| value == first) {
-            return Some((*first).clone());
-        }
-        let union = proposals.iter().fold(Change::default(), |all, v| all.union(&v.change));
-        let merged = view.next(&union, &self.facts).ok().map(Arc::new);
-        merged.or_else(|| Some((*first).clone()))
-    }
-
-    fn asked_to_accept(
-        &mut self,
-        now: Time,
-        from: &Peer,
-        ballot: Ballot,
-        value: &Arc<View>,
-        out: &mut Vec<Output>,
-    ) {
-        match self.votes.accept(ballot, value) {
-            Ok(news) => {
-                if news {
-                    self.persist(out);
-                }
-                self.follow(now, ballot);
-                self.send(from, Body::Accepted(ballot), out);
-            }
-            Err(refusal) => self.send(from, Body::Nack(refusal), out),
-        }
-    }
-
-    fn accepted(
-        &mut self,
-        view: &View,
-        now: Time,
-        from: &Peer,
-        ballot: Ballot,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(lead) = self.round.lead.as_mut().filter(|lead| lead.ballot == ballot) else {
-            return;
-        };
-        let Some(value) = lead.value.clone() else { return };
-        lead.accepted.insert(from.id.clone());
-        if lead.accepted.len() >= majority(view.voters.len()) {
-            self.decided(now, value, out);
-        }
-    }
-
-    // Both.
-
     fn retry_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
         if self.number() != view.number || self.round.retry_at.is_none_or(|at| at > now) {
             return;
@@ -432,7 +240,7 @@ impl Membership {
         }
     }
 
-    fn send_to_voters(
+    pub(super) fn send_to_voters(
         &self,
         view: &View,
         out: &mut Vec<Output>,
@@ -444,12 +252,4 @@ impl Membership {
             }
         }
     }
-}
-
-/// Whether a voter of `view` can have promised so.
-fn is_possible(view: &View, promise: &Promise) -> bool {
-    let vote = promise.vote.iter();
-    let vote_fits = vote.clone().all(|vote| vote.proposers.iter().all(|p| view.is_voter(p)));
-    let values = vote.map(|v| &v.value).chain(promise.accepted.iter().map(|(_, value)| value));
-    vote_fits && values.into_iter().all(|value| view.precedes(value))
 }

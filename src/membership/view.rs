@@ -102,6 +102,13 @@ impl View {
         self.everybody().find(|m| m.id.name == *name)
     }
 
+    /// The newest life of a node that this view knows, be it gone: a message of that one or of an
+    /// older one may still be on its way, and must not bring it back.
+    pub fn newest_life(&self, name: &Name) -> Option<&NodeId> {
+        let known = self.everybody().map(|m| &m.id).chain(self.holders.iter().map(|h| &h.owner));
+        known.filter(|id| id.name == *name).max_by_key(|id| id.incarnation)
+    }
+
     /// Whether `node` votes on the next view.
     pub fn is_voter(&self, node: &NodeId) -> bool {
         self.voter_rank(node).is_some()
@@ -155,7 +162,6 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::membership::change::tests::{founded, member};
 
     #[test]

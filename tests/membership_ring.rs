@@ -1,0 +1,327 @@
+//! What a cluster may expect of its membership, over the real machine in simulated time.
+
+mod membership_net;
+
+use std::collections::BTreeSet;
+
+use membership_net::{Faults, Net};
+use ringkeep::membership::{Event, JoinRefusal};
+
+const SECOND: u64 = 1000;
+
+fn count(net: &Net, kind: &str) -> usize {
+    net.sent.get(kind).map_or(0, Vec::len)
+}
+
+#[test]
+fn three_nodes_join_one_by_one_into_one_ring() {
+    let net = Net::ring(1, &["a", "b", "c"]);
+    assert!(net.is_whole());
+    let view = net.view_of("b");
+    assert_eq!(view.number, 3);
+    assert_eq!(view.predecessor(&view.ring[0].id).unwrap().id.name.as_str(), "c");
+    assert_eq!(count(&net, "prepare"), 0);
+}
+
+#[test]
+fn a_killed_node_is_removed_in_one_round() {
+    for names in [&["a", "b", "c"][..], &["a", "b", "c", "d", "e"]] {
+        let mut net = Net::ring(2, names);
+        net.kill("c");
+        net.sent.clear();
+        assert!(net.run_until(SECOND, Net::is_whole));
+        net.run_ms(SECOND);
+        let others = names.len() - 2;
+        for kind in ["propose", "ack"] {
+            let to: BTreeSet<_> = net.sent[kind].iter().collect();
+            assert_eq!(net.sent[kind].len(), others, "one {kind} per voter");
+            assert_eq!(to.len(), if kind == "propose" { others } else { 1 });
+        }
+        assert_eq!(count(&net, "prepare") + count(&net, "nack"), 0);
+        assert_eq!(net.view_of("a").number, names.len() as u64 + 1);
+    }
+}
+
+#[test]
+fn two_neighbours_that_die_together_are_both_removed() {
+    let mut net = Net::ring(3, &["a", "b", "c", "d", "e", "f"]);
+    net.kill("c");
+    net.kill("d");
+    assert!(net.run_until(3 * SECOND, Net::is_whole));
+    assert_eq!(net.ring_of("a"), ["a", "b", "e", "f"]);
+}
+
+#[test]
+fn a_join_that_collides_with_a_failure_ends_in_one_agreed_view() {
+    for offset in 0..40 {
+        let mut net = Net::ring(4, &["a", "b", "c", "d", "e"]);
+        net.faults = Faults { delay_max: 5000, ..membership_net::QUIET };
+        net.rng.0 = offset;
+        net.kill("d");
+        net.run_ms(520 + offset * 3);
+        net.join("x");
+        assert!(net.run_until(3 * SECOND, Net::is_whole), "offset {offset}");
+        let ring: BTreeSet<String> = net.ring_of("a").into_iter().collect();
+        assert_eq!(ring, ["a", "b", "c", "e", "x"].map(String::from).into());
+    }
+}
+
+#[test]
+fn a_minority_installs_nothing_and_comes_back_as_new_members() {
+    let mut net = Net::ring(5, &["a", "b", "c", "d", "e"]);
+    let before = net.view_of("d").number;
+    net.partition(&["a", "b", "c"], &["d", "e"]);
+    net.run_ms(5 * SECOND);
+    assert_eq!(net.ring_of("a"), ["a", "b", "c"]);
+    for name in ["d", "e"] {
+        assert_eq!(net.view_of(name).number, before, "{name} has no quorum");
+    }
+    net.heal();
+    assert!(net.run_until(5 * SECOND, Net::is_whole));
+    assert_eq!((net.nodes["d"].evictions, net.nodes["e"].evictions), (1, 1));
+    assert_eq!(net.ring_of("a").len(), 5);
+}
+
+#[test]
+fn a_live_node_that_was_evicted_learns_of_it_and_rejoins() {
+    let mut net = Net::ring(6, &["a", "b", "c"]);
+    net.partition(&["c"], &["a", "b"]);
+    net.run_ms(SECOND);
+    assert_eq!(net.ring_of("a"), ["a", "b"]);
+    assert_eq!(net.nodes["c"].evictions, 0, "nobody could tell it");
+    net.heal();
+    assert!(net.run_until(2 * SECOND, Net::is_whole));
+    assert_eq!(net.nodes["c"].evictions, 1);
+    assert_eq!(net.view_of("c").voters.len(), 3);
+}
+
+#[test]
+fn an_evicted_node_still_votes_so_that_one_more_failure_is_survived() {
+    let mut net = Net::ring(7, &["a", "b", "c"]);
+    net.partition(&["c"], &["a", "b"]);
+    net.run_ms(SECOND);
+    net.kill("b");
+    net.heal();
+    assert!(net.run_until(10 * SECOND, Net::is_whole));
+    assert_eq!(net.ring_of("a"), ["a", "c"]);
+}
+
+#[test]
+fn two_nodes_without_a_witness_stay_as_they_are_when_they_lose_each_other() {
+    let mut net = Net::ring(8, &["a", "b"]);
+    net.partition(&["a"], &["b"]);
+    net.run_ms(5 * SECOND);
+    net.sent.clear();
+    net.run_ms(10 * SECOND);
+    assert_eq!(net.view_of("a").number, 2);
+    assert_eq!(net.nodes["a"].current().suspects().count(), 1);
+    let total: usize = net.sent.values().map(Vec::len).sum();
+    assert!(total <= 2 * 150, "{total} messages in ten seconds");
+    assert_eq!(count(&net, "propose") + count(&net, "prepare"), 0);
+    net.heal();
+    net.run_ms(SECOND);
+    assert!(net.is_whole());
+    assert_eq!(net.nodes["a"].current().suspects().count(), 0);
+}
+
+#[test]
+fn two_nodes_and_a_witness_survive_the_loss_of_any_one() {
+    for lost in ["a", "b", "w"] {
+        let mut net = Net::ring(9, &["a", "b"]);
+        net.join_witness("w");
+        assert!(net.run_until(SECOND, Net::is_whole));
+        assert_eq!((net.ring_of("w").len(), net.view_of("w").voters.len()), (2, 3));
+        net.kill(lost);
+        net.run_ms(2 * SECOND);
+        let stays = if lost == "a" { "b" } else { "a" };
+        assert_eq!(net.ring_of(stays).len(), if lost == "w" { 2 } else { 1 });
+        net.join("x");
+        assert!(net.run_until(3 * SECOND, |net| net.ring_of(stays).contains(&"x".to_owned())));
+    }
+}
+
+#[test]
+fn a_killed_process_that_resumes_in_time_is_no_node_failure() {
+    let mut net = Net::ring(10, &["a", "b", "c"]);
+    net.kill("b");
+    net.run_ms(300);
+    net.resume("b");
+    net.run_ms(2 * SECOND);
+    assert!(net.is_whole());
+    assert_eq!((net.view_of("a").number, net.nodes["b"].evictions), (3, 0));
+}
+
+#[test]
+fn a_node_that_lost_its_memory_takes_its_place_as_another_life() {
+    let mut net = Net::ring(11, &["a", "b", "c"]);
+    net.reboot("b");
+    assert!(net.run_until(100, Net::is_whole), "without waiting for suspicion");
+    let view = net.view_of("a");
+    assert_eq!(net.ring_of("a"), ["a", "b", "c"]);
+    assert_eq!((view.number, view.ring[1].id.incarnation), (4, 2));
+}
+
+#[test]
+fn a_majority_with_amnesia_cannot_decide_anything() {
+    let mut net = Net::ring(12, &["a", "b", "c"]);
+    net.reboot("b");
+    net.kill("c");
+    net.reboot("c");
+    net.run_ms(10 * SECOND);
+    assert_eq!(net.view_of("a").number, 3);
+}
+
+#[test]
+fn a_node_that_leaves_is_let_go_at_once() {
+    for leaver in ["a", "b", "c"] {
+        let mut net = Net::ring(13, &["a", "b", "c"]);
+        net.event(leaver, Event::Leave);
+        assert!(net.run_until(100, |net| net.nodes[leaver].left));
+        assert!(net.run_until(100, Net::is_whole));
+    }
+    let mut net = Net::ring(13, &["a", "b"]);
+    net.event("b", Event::Leave);
+    assert!(net.run_until(100, |net| net.nodes["b"].left && net.is_whole()));
+    net.join("c");
+    assert!(net.run_until(100, Net::is_whole), "one node decides alone");
+}
+
+#[test]
+fn the_name_of_a_live_member_is_refused_to_another_node() {
+    let mut net = Net::ring(14, &["a", "b", "c"]);
+    net.join_as("impostor", "b");
+    net.run_ms(3 * SECOND);
+    let refusals = &net.nodes["impostor"].refusals;
+    assert!(matches!(refusals[..], [JoinRefusal::NameInUse { .. }]), "{refusals:?}");
+    assert_eq!(net.view_of("a").number, 3);
+}
+
+#[test]
+fn a_confirmed_sync_reaches_whoever_proposes_next() {
+    let mut net = Net::ring(15, &["a", "b", "c", "d"]);
+    net.kill("c");
+    net.run_ms(SECOND);
+    let view = net.view_of("d");
+    let d = view.ring[2].id.clone();
+    assert_eq!(view.holders_of(&d).len(), 2, "c until now, and b");
+    net.event("d", Event::SyncConfirmed { owner: d.clone(), view: view.number });
+    let c = view.change.removed[0].clone();
+    net.event("b", Event::OwnerSettled { owner: c.clone() });
+    net.run_ms(SECOND);
+    net.join("x");
+    net.run_ms(SECOND);
+    assert_eq!(net.view_of("a").holders_of(&d).len(), 1);
+    assert_eq!(net.view_of("a").holders_of(&c), []);
+}
+
+/// One random life of a cluster, then a healed network that must become whole. False if so many
+/// forgot that nobody may decide any more; then agreement is all that was checked.
+fn storm(seed: u64) -> bool {
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    let mut net = Net::new(seed);
+    let size = 3 + net.rng.below(4) as usize;
+    net = Net::ring(seed, &names[..size]);
+    net.rng.0 = seed.wrapping_mul(0x1234_5677);
+    net.faults = Faults {
+        loss: net.rng.below(20),
+        double: net.rng.below(20),
+        delay_min: 50,
+        delay_max: 100 + net.rng.below(150_000),
+        crash_after_persist: net.rng.below(100),
+    };
+    let mut forgetful = 1;
+    for _ in 0..10 {
+        let pause = 50 + net.rng.below(900);
+        net.run_ms(pause);
+        let name = names[net.rng.below(names.len() as u64) as usize];
+        let known = net.nodes.get(name).map(|node| node.up);
+        match (net.rng.below(6), known) {
+            (_, None) => net.join(name),
+            (0 | 1, Some(true)) => net.kill(name),
+            (2, Some(true)) if forgetful > 0 => {
+                forgetful -= 1;
+                net.reboot(name);
+            }
+            (3 | 4, Some(true)) => {
+                let mask = net.rng.below(128);
+                let side = |bit: bool| -> Vec<&str> {
+                    let of = |i: &usize| (mask >> i & 1 == 1) == bit;
+                    (0..names.len()).filter(of).map(|i| names[i]).collect()
+                };
+                net.partition(&side(true), &side(false));
+            }
+            (5, _) => net.heal(),
+            (_, Some(false)) => net.resume(name),
+            _ => {}
+        }
+    }
+    net.heal();
+    net.faults = membership_net::QUIET;
+    let down: Vec<String> =
+        net.nodes.iter().filter(|(_, n)| !n.up).map(|(name, _)| name.clone()).collect();
+    for name in down {
+        net.resume(&name);
+    }
+    let mut whole = false;
+    for _ in 0..30 {
+        whole = net.run_until(2 * SECOND, Net::is_whole);
+        if whole || !net.can_decide() {
+            break;
+        }
+    }
+    if !net.can_decide() {
+        return false;
+    }
+    assert!(whole, "seed {seed}: not whole after healing{}", net.describe());
+    // What was suspected before may still be acted on; after that there is rest.
+    net.run_ms(3 * SECOND);
+    let view = net.view_of("a");
+    net.run_ms(SECOND);
+    assert!(net.is_whole() && net.view_of("a") == view, "seed {seed}: a healed ring is at rest");
+    true
+}
+
+fn storms(seeds: std::ops::Range<u64>) {
+    let all = seeds.clone().count();
+    let decidable = seeds.filter(|&seed| storm(seed)).count();
+    assert!(decidable * 10 > all * 8, "only {decidable} of {all} storms left a majority");
+}
+
+#[test]
+fn every_view_number_has_one_value_and_a_healed_ring_becomes_whole() {
+    storms(0..150);
+}
+
+#[test]
+fn every_view_number_has_one_value_and_a_healed_ring_becomes_whole_again() {
+    storms(150..300);
+}
+
+/// Messages slower than the timeouts and links that come and go: everybody suspects somebody else,
+/// and ballots of all kinds overlap.
+fn quarrel(seed: u64) -> usize {
+    let names = ["a", "b", "c", "d", "e"];
+    let mut net = Net::ring(seed, &names);
+    net.rng.0 = seed.wrapping_mul(0x0abc_def1);
+    net.faults =
+        Faults { loss: 25, delay_max: 400_000, crash_after_persist: 30, ..membership_net::QUIET };
+    for _ in 0..100 {
+        net.run_ms(40);
+        let mut pick = || names[net.rng.below(5) as usize];
+        let (name, other) = (pick(), pick());
+        match net.rng.below(8) {
+            _ if !net.nodes[name].up => net.resume(name),
+            0 if name != other => net.partition(&[name], &[other]),
+            1 => net.heal(),
+            2 => net.kill(name),
+            _ => {}
+        }
+    }
+    net.sent.get("accept").map_or(0, Vec::len)
+}
+
+#[test]
+fn overlapping_ballots_never_decide_two_values() {
+    let slow: usize = (0..60).map(quarrel).sum();
+    assert!(slow > 200, "only {slow} messages of slow ballots: too peaceful to tell");
+}
