@@ -336,8 +336,7 @@ fn two_initiators_to_one_responder_do_not_mix<N: Network>() {
     let (one, two) = (ring.link(0, 2, Access::Write), ring.link(1, 2, Access::Write));
     let (first, second, mut expected) = (ring.fill(0, 1), ring.fill(1, 2), ring.fill(2, 3));
     for i in 0..30 {
-        let segments =
-            ([seg(i * 999, i * 2000, 1000)], [seg(i * 777, i * 2000 + 1000, 1000)]);
+        let segments = ([seg(i * 999, i * 2000, 1000)], [seg(i * 777, i * 2000 + 1000, 1000)]);
         ring.write(&one, i, &segments.0).unwrap();
         ring.write(&two, i, &segments.1).unwrap();
         copy(&first, &mut expected, &segments.0);

@@ -48,7 +48,10 @@ impl Mapping {
     /// Whatever `mmap` answers; and `InvalidInput` when the file is shorter than `len`.
     pub fn new(file: &File, len: usize) -> io::Result<Self> {
         if file.metadata()?.len() < len as u64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is shorter than its mapping"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the file is shorter than its mapping",
+            ));
         }
         let map = MmapOptions::new().len(len).map_raw(file)?;
         Ok(Self { map, len })

@@ -252,7 +252,8 @@ pub trait Transport: Send {
 
     /// Initiator, last step. `peer` is the address at which the peer's server listens. Work can be
     /// posted from now on; if the peer cannot be reached it is flushed and the connection closes.
-    fn finish(&mut self, conn: ConnId, answer: &[u8], peer: SocketAddr) -> Result<(), ConnectError>;
+    fn finish(&mut self, conn: ConnId, answer: &[u8], peer: SocketAddr)
+    -> Result<(), ConnectError>;
 
     /// Ends a connection. Its outstanding work completes as [`WorkError::Flushed`] at the next
     /// [`Transport::poll`]; its keys are revoked before this returns. Unknown connections are fine.

@@ -141,16 +141,19 @@ pub struct Cluster<N> {
 }
 
 impl<N: Network> Cluster<N> {
-    pub fn new(nodes: usize) -> Self {
-        let (net, none) = (N::new(), Vec::new());
-        let mut cluster = Self {
+    pub fn over(net: N) -> Self {
+        Self {
             net,
             nodes: Vec::new(),
-            addresses: none,
+            addresses: Vec::new(),
             memories: Vec::new(),
             mappings: Vec::new(),
             seen: Vec::new(),
-        };
+        }
+    }
+
+    pub fn new(nodes: usize) -> Self {
+        let mut cluster = Self::over(N::new());
         for _ in 0..nodes {
             let (transport, address) = cluster.net.endpoint();
             cluster.join(transport, address);
@@ -269,13 +272,14 @@ pub fn seg(local: u64, remote: u64, len: u64) -> Segment {
 /// Bytes in which no two places look alike.
 pub fn pattern(seed: u64) -> Vec<u8> {
     let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = |_| {
+    let mut bytes = vec![0; LEN];
+    for place in bytes.chunks_exact_mut(8) {
         word ^= word << 13;
         word ^= word >> 7;
         word ^= word << 17;
-        word.to_le_bytes()
-    };
-    (0..LEN / 8).flat_map(next).collect()
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 pub fn mapping(len: usize) -> Arc<Mapping> {

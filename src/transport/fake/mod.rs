@@ -156,7 +156,9 @@ impl FakeTransport {
         let node = &mut state.nodes[self.node];
         let wire = node.conns.get(&work.conn).and_then(|id| state.wires.get_mut(id));
         let Some(wire) = wire.filter(|wire| {
-            node.alive && wire.finished && (wire.near.node, wire.near.conn) == (self.node, work.conn)
+            node.alive
+                && wire.finished
+                && (wire.near.node, wire.near.conn) == (self.node, work.conn)
         }) else {
             return Err(PostError::NotConnected);
         };
@@ -165,16 +167,8 @@ impl FakeTransport {
         }
         let local = node.keys.post(work.memory, work.segments)?;
         let (key, stamp) = (work.key.key, work.stamp);
-        let mut flight = Flight::new(
-            work.id,
-            work.memory,
-            local,
-            access,
-            key,
-            stamp,
-            work.segments,
-            arrives_at,
-        );
+        let mut flight =
+            Flight::new(work.id, work.memory, local, access, key, stamp, work.segments, arrives_at);
         // Bytes are taken at any time until the completion: now or as late as can be.
         if state.dice.coin() {
             flight.take_local();
@@ -242,9 +236,9 @@ impl Transport for FakeTransport {
         let state = &mut *guard;
         let id = state.nodes[self.node].conns.get(&conn).copied();
         let wire = id.and_then(|id| state.wires.get_mut(&id));
-        let Some(wire) = wire.filter(|wire| {
-            !wire.finished && (wire.near.node, wire.near.conn) == (self.node, conn)
-        }) else {
+        let Some(wire) = wire
+            .filter(|wire| !wire.finished && (wire.near.node, wire.near.conn) == (self.node, conn))
+        else {
             return Err(ConnectError::WrongState);
         };
         if wire_of(ANSWER_MAGIC, answer) != id || wire.far.is_none() {

@@ -233,8 +233,7 @@ impl Initiator {
                 let request = &mut self.requests[at];
                 let want = arriving.left.min(budget);
                 let extents = self.segments.range(before..before + request.segments);
-                let pieces =
-                    window(extents.map(|s| (s.local, s.len)), request.arrived, want);
+                let pieces = window(extents.map(|s| (s.local, s.len)), request.arrived, want);
                 let got = self.stream.land(&request.mapping, pieces, want == arriving.left)?;
                 if got == 0 {
                     if self.stream.readable() {
@@ -341,12 +340,7 @@ impl Initiator {
     }
 
     /// The connection is over: everything outstanding completes as flushed.
-    pub(super) fn flush(
-        mut self,
-        conn: ConnId,
-        keys: &mut Keys,
-        events: &mut impl Extend<Event>,
-    ) {
+    pub(super) fn flush(mut self, conn: ConnId, keys: &mut Keys, events: &mut impl Extend<Event>) {
         while !self.requests.is_empty() {
             self.complete(Err(WorkError::Flushed), conn, keys, events);
         }

@@ -432,7 +432,12 @@ impl Transport for TcpTransport {
         Ok((id, Answer { generation, token }.encode().into()))
     }
 
-    fn finish(&mut self, conn: ConnId, answer: &[u8], peer: SocketAddr) -> Result<(), ConnectError> {
+    fn finish(
+        &mut self,
+        conn: ConnId,
+        answer: &[u8],
+        peer: SocketAddr,
+    ) -> Result<(), ConnectError> {
         let Some(Connection { role: Role::Offered, .. }) = self.connections.get(&conn) else {
             return Err(ConnectError::WrongState);
         };

@@ -96,7 +96,9 @@ impl Stream {
     /// The outcome of a connect that [`Stream::note`] heard of.
     pub(super) fn connected(&self) -> Result<bool, End> {
         if self.writable {
-            sockopt::socket_error(&self.socket).map_err(io::Error::from)?.map_err(io::Error::from)?;
+            sockopt::socket_error(&self.socket)
+                .map_err(io::Error::from)?
+                .map_err(io::Error::from)?;
         }
         Ok(self.writable)
     }
