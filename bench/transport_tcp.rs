@@ -23,40 +23,67 @@ use ringkeep::{
 };
 
 const LEN_MAX: u64 = 16 << 20;
-const TIME_PER_ROW: Duration = Duration::from_millis(500);
+const TIME_PER_ROW: Duration = Duration::from_millis(150);
+/// Raw and ours take turns so often, and the best turn counts: a shared machine has bad moments.
+const TURNS: usize = 4;
 const STREAM_WINDOW: u64 = 8;
 
 fn main() {
+    pin(0);
     println!(
         "{:>9}  {:>22}  {:>22}  {:>6}",
         "round", "raw µs min/med/p99", "transport min/med/p99", "ratio"
     );
     for len in [64, 512, 4 << 10, 64 << 10, 1 << 20, 16 << 20] {
-        let (raw, ours) = (raw(len, 1), ours(len, 1));
+        let (raw, ours) = best(len, 1, |one, other| one.0[1] < other.0[1]);
         let ratio = ours.0[1] / raw.0[1];
         println!("{:>9}  {}  {}  {ratio:>6.2}", size(len), row(raw.0), row(ours.0));
     }
     println!("\n{:>9}  {:>10}  {:>10}  {:>6}", "stream", "raw GB/s", "ours GB/s", "ratio");
     for len in [64 << 10, 1 << 20, 16 << 20] {
-        let (raw, ours) = (raw(len, STREAM_WINDOW).1, ours(len, STREAM_WINDOW).1);
-        println!("{:>9}  {raw:>10.2}  {ours:>10.2}  {:>6.2}", size(len), ours / raw);
+        let (raw, ours) = best(len, STREAM_WINDOW, |one, other| one.1 > other.1);
+        println!("{:>9}  {:>10.2}  {:>10.2}  {:>6.2}", size(len), raw.1, ours.1, ours.1 / raw.1);
     }
 }
 
+/// The best of several turns each, of raw and of ours.
+fn best(len: u64, window: u64, better: impl Fn(&Figures, &Figures) -> bool) -> (Figures, Figures) {
+    let mut best = (raw(len, window), ours(len, window));
+    for _ in 1..TURNS {
+        let (raw, ours) = (raw(len, window), ours(len, window));
+        if better(&raw, &best.0) {
+            best.0 = raw;
+        }
+        if better(&ours, &best.1) {
+            best.1 = ours;
+        }
+    }
+    best
+}
+
+/// Two spinning threads on one core would measure the scheduler.
+fn pin(cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
+
+/// Round trip in microseconds (min, median, p99), and GB/s.
 type Figures = ([f64; 3], f64);
 
-/// Runs `exchange` for a while; it completes one write and answers when that was posted.
-fn measure(len: u64, mut exchange: impl FnMut() -> Instant) -> Figures {
+/// Runs `exchange` for a while; it answers when it began and how many writes it saw completed.
+fn measure(len: u64, mut exchange: impl FnMut() -> (Instant, u64)) -> Figures {
     for _ in 0..20 {
         exchange();
     }
     let begin = Instant::now();
-    let mut micros = Vec::new();
+    let (mut micros, mut writes) = (Vec::new(), 0);
     while begin.elapsed() < TIME_PER_ROW {
-        let posted = exchange();
+        let (posted, completed) = exchange();
+        writes += completed;
         micros.push(posted.elapsed().as_secs_f64() * 1e6);
     }
-    let rate = (micros.len() as u64 * len) as f64 / begin.elapsed().as_secs_f64() / 1e9;
+    let rate = (writes * len) as f64 / begin.elapsed().as_secs_f64() / 1e9;
     micros.sort_by(f64::total_cmp);
     let at = |part: f64| micros[((micros.len() - 1) as f64 * part) as usize];
     ([at(0.0), at(0.5), at(0.99)], rate)
@@ -83,6 +110,7 @@ fn ours(len: u64, window: u64) -> Figures {
     let responder = {
         let stop = stop.clone();
         thread::spawn(move || {
+            pin(1);
             let mut events = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 far.poll(&mut events);
@@ -106,12 +134,10 @@ fn ours(len: u64, window: u64) -> Figures {
                 outstanding -= 1;
             }
         }
-        posted
+        (posted, window - outstanding)
     });
     stop.store(true, Ordering::Relaxed);
     responder.join().unwrap();
-    // Several may complete at once, so a stream's exchanges are not its writes: count by the time
-    // that one takes. Only the round trips' latencies and the stream's rate are reported.
     figures
 }
 
@@ -125,6 +151,7 @@ fn raw(len: u64, window: u64) -> Figures {
         let _ = rustix::net::sockopt::set_tcp_congestion(socket, "cubic");
     }
     let responder = thread::spawn(move || {
+        pin(1);
         let mut place = vec![1; len as usize];
         while busy(&mut place, |rest| far.read(rest)) {
             if !busy(&mut [0; 16], |rest| far.write(rest)) {
@@ -138,7 +165,6 @@ fn raw(len: u64, window: u64) -> Figures {
         let posted = Instant::now();
         // A window of writes, sent and answered without ever waiting for one side only.
         let until = answered + 16;
-        let mut ahead = window * len;
         let due = (answered / 16 + window) * len;
         while answered < until {
             if sent < due {
@@ -152,9 +178,8 @@ fn raw(len: u64, window: u64) -> Figures {
                 Ok(some) => answered += some as u64,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
-            ahead = ahead.min(due - sent);
         }
-        posted
+        (posted, 1)
     });
     drop(near);
     responder.join().unwrap();

@@ -49,6 +49,8 @@ impl Victim {
         let (transport, address) = ring.net.endpoint();
         ring.join(transport, address);
         let honest = ring.link(1, 0, Access::Write);
+        ring.write(&honest, 0, &[seg(0, 0, 8)]).unwrap();
+        ring.complete(1, 1);
         let before = ring.fill(0, 1);
         Self { ring, honest, before }
     }
