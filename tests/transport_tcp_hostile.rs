@@ -92,7 +92,7 @@ impl Victim {
     }
 
     /// Memory is as it was, and the honest peer works.
-    fn is_unharmed(mut self) {
+    fn prove_unharmed(mut self) {
         assert!(self.ring.bytes(0) == self.before, "memory changed");
         self.ring.write(&self.honest, 1, &[seg(0, 0, 5000)]).unwrap();
         assert_eq!(self.ring.complete(1, 1), [(self.honest.near, 1, Ok(()))]);
@@ -106,7 +106,7 @@ impl Victim {
         let _ = attack.socket.write_all(&bytes);
         victim.is_hung_up(&mut attack.socket);
         victim.ring.closed(0, attack.conn);
-        victim.is_unharmed();
+        victim.prove_unharmed();
     }
 }
 
@@ -185,7 +185,7 @@ fn a_truncated_frame_ends_with_its_connection_and_places_nothing_that_was_not_se
     attack.socket.shutdown(std::net::Shutdown::Write).unwrap();
     victim.is_hung_up(&mut attack.socket);
     victim.ring.closed(0, attack.conn);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn a_refused_sender_that_does_not_hang_up_is_told_and_then_closed() {
     let ack = Header::decode(heard[..].first_chunk().unwrap()).unwrap();
     assert_eq!((ack.sequence, ack.status), (1, Err(WorkError::Fenced)));
     victim.ring.closed(0, attack.conn);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_preamble_that_is_wrong_late_or_unknown_ends_the_socket() {
     for socket in [&mut unknown, &mut wrong, &mut slow, &mut silent] {
         victim.is_hung_up(socket);
     }
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn many_slow_sockets_do_not_keep_an_honest_one_out() {
     }
     victim.ring.link(1, 0, Access::Write);
     drop(slow);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn a_token_is_good_once() {
     assert!(!victim.ring.seen[0].contains(&Event::Closed { conn }), "the first one suffered");
     drop(first);
     victim.ring.closed(0, conn);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_promised_connection_that_never_comes_is_given_up() {
     let mut victim = Victim::new();
     let (conn, _) = victim.promise();
     victim.ring.closed(0, conn);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn a_peer_that_cannot_be_reached_flushes_the_work() {
     victim.ring.write(&link, 5, &[seg(0, 0, 8)]).unwrap();
     assert_eq!(victim.ring.complete(1, 1), [(near, 5, Err(WorkError::Flushed))]);
     victim.ring.closed(1, near);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 /// An initiator whose responder is the attacker: it posts a read and gets `answer` back.
@@ -286,7 +286,7 @@ fn answered_with(answer: impl FnOnce(u64) -> Vec<u8>) {
     let done = victim.ring.complete(0, 2);
     assert_eq!(done[1].2, Err(WorkError::Flushed));
     victim.ring.closed(0, near);
-    victim.is_unharmed();
+    victim.prove_unharmed();
 }
 
 #[test]

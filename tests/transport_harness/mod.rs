@@ -78,6 +78,12 @@ impl Network for TcpNetwork {
     }
 }
 
+impl FakeNetwork {
+    pub fn over(net: FakeNet) -> Self {
+        Self { net, nodes: 0 }
+    }
+}
+
 impl TcpNetwork {
     pub fn listen(&mut self, adopter: Adopter) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
