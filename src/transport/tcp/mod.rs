@@ -23,6 +23,7 @@ mod iov;
 mod lobby;
 mod responder;
 mod stream;
+mod timeouts;
 
 use std::{
     cmp::Reverse,
@@ -51,7 +52,7 @@ use self::{
     responder::Responder,
     stream::{End, Stream},
 };
-pub use self::{handshake::DATA_MAGIC, lobby::Adopter};
+pub use self::{handshake::DATA_MAGIC, lobby::Adopter, timeouts::Timeouts};
 use super::{
     Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, RemoteKey, Terms,
     Transport, Work, keys::Keys,
@@ -63,31 +64,6 @@ const WAKER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 /// Most readiness events taken in one `poll`.
 const FIRED_MAX: usize = 128;
-
-/// How long the transport is patient.
-#[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
-    /// From [`Transport::finish`] to a socket that is connected.
-    pub connect: Duration,
-    /// From [`Transport::accept`] until the peer's data connection shows its token.
-    pub accept: Duration,
-    /// From a socket's hand-over until its preamble is complete.
-    pub preamble: Duration,
-    /// A peer whose kernel acknowledges nothing for so long is gone; also how long a refused
-    /// sender may take to hang up.
-    pub silence: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(5),
-            accept: Duration::from_secs(10),
-            preamble: Duration::from_secs(2),
-            silence: Duration::from_secs(4),
-        }
-    }
-}
 
 enum Role {
     /// Offered, not finished.

@@ -131,7 +131,7 @@ impl Stream {
         Ok(got > 0)
     }
 
-    /// Moves up to `want` bytes of payload to `pieces` of `mapping`: first what the inbox has, else
+    /// Moves payload to `pieces` of `mapping`: first what the inbox has, else
     /// straight from the socket. When the pieces are the payload's `last` ones, the same system
     /// call picks up what follows. Answers how much was placed; zero when nothing was there.
     pub(super) fn land(
