@@ -203,8 +203,6 @@ impl Stream {
     }
 
     /// Sends the list's front. Zero when the socket takes nothing now.
-    ///
-    /// Takes the fields, not `self`, so that the list may borrow from the rest of a connection.
     pub(super) fn send(&mut self, gather: &Gather<'_>) -> Result<usize, End> {
         let result = gather.send(&self.socket);
         self.sent(result)
