@@ -22,10 +22,12 @@
 //! * A key is good for one connection and one memory, with the rights it was granted, until
 //!   [`Transport::revoke`] returns. **After that no byte of the memory changes through it**, also
 //!   not by requests that the initiator posted before.
+//! * The side that offered a connection posts on it, the side that accepted it grants on it.
 //! * [`Transport::close`] at either end ends the connection; nothing resumes. A new connection is
 //!   a new generation with new keys.
 
 pub mod fake;
+mod keys;
 pub mod tcp;
 
 use std::{fmt, io, net::SocketAddr, os::fd::BorrowedFd, sync::Arc};
@@ -182,6 +184,9 @@ pub enum MemoryError {
     /// Not registered (any more).
     #[error("the memory is not registered")]
     Unknown,
+    /// Keys are granted on connections that this side accepted, while they live.
+    #[error("no accepted connection to grant a key on")]
+    NoConnection,
     /// A posted request still uses the memory: close its connection and poll first.
     #[error("posted work still uses the memory")]
     Busy,

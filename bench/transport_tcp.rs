@@ -1,0 +1,221 @@
+//! The TCP transport beside a raw TCP exchange of the same bytes, both busy polling, in one run.
+//!
+//! `cargo bench --bench transport_tcp`. Differences under 1.5x on a shared machine prove nothing;
+//! the ratios are what counts. A 16-byte answer stands for the acknowledgement in the raw rows.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringkeep::{
+    region::mapping::Mapping,
+    transport::{
+        Access, Event, Segment, Stamp, Terms, Transport, Work, WorkId,
+        tcp::{TcpTransport, Timeouts},
+    },
+};
+
+const LEN_MAX: u64 = 16 << 20;
+const TIME_PER_ROW: Duration = Duration::from_millis(150);
+/// Raw and ours take turns so often, and the best turn counts: a shared machine has bad moments.
+const TURNS: usize = 4;
+const STREAM_WINDOW: u64 = 8;
+
+fn main() {
+    pin(0);
+    println!(
+        "{:>9}  {:>22}  {:>22}  {:>6}",
+        "round", "raw µs min/med/p99", "transport min/med/p99", "ratio"
+    );
+    for len in [64, 512, 4 << 10, 64 << 10, 1 << 20, 16 << 20] {
+        let (raw, ours) = best(len, 1, |one, other| one.0[1] < other.0[1]);
+        let ratio = ours.0[1] / raw.0[1];
+        println!("{:>9}  {}  {}  {ratio:>6.2}", size(len), row(raw.0), row(ours.0));
+    }
+    println!("\n{:>9}  {:>10}  {:>10}  {:>6}", "stream", "raw GB/s", "ours GB/s", "ratio");
+    for len in [64 << 10, 1 << 20, 16 << 20] {
+        let (raw, ours) = best(len, STREAM_WINDOW, |one, other| one.1 > other.1);
+        println!("{:>9}  {:>10.2}  {:>10.2}  {:>6.2}", size(len), raw.1, ours.1, ours.1 / raw.1);
+    }
+}
+
+/// The best of several turns each, of raw and of ours.
+fn best(len: u64, window: u64, better: impl Fn(&Figures, &Figures) -> bool) -> (Figures, Figures) {
+    let mut best = (raw(len, window), ours(len, window));
+    for _ in 1..TURNS {
+        let (raw, ours) = (raw(len, window), ours(len, window));
+        if better(&raw, &best.0) {
+            best.0 = raw;
+        }
+        if better(&ours, &best.1) {
+            best.1 = ours;
+        }
+    }
+    best
+}
+
+/// Two spinning threads on one core would measure the scheduler.
+fn pin(cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
+
+/// Round trip in microseconds (min, median, p99), and GB/s.
+type Figures = ([f64; 3], f64);
+
+/// Runs `exchange` for a while; it answers when it began and how many writes it saw completed.
+fn measure(len: u64, mut exchange: impl FnMut() -> (Instant, u64)) -> Figures {
+    for _ in 0..20 {
+        exchange();
+    }
+    let begin = Instant::now();
+    let (mut micros, mut writes) = (Vec::new(), 0);
+    while begin.elapsed() < TIME_PER_ROW {
+        let (posted, completed) = exchange();
+        writes += completed;
+        micros.push(posted.elapsed().as_secs_f64() * 1e6);
+    }
+    let rate = (writes * len) as f64 / begin.elapsed().as_secs_f64() / 1e9;
+    micros.sort_by(f64::total_cmp);
+    let at = |part: f64| micros[((micros.len() - 1) as f64 * part) as usize];
+    ([at(0.0), at(0.5), at(0.99)], rate)
+}
+
+fn ours(len: u64, window: u64) -> Figures {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = TcpTransport::new(Timeouts::default()).unwrap();
+    let mut far = TcpTransport::new(Timeouts::default()).unwrap();
+    let local = near.register(mapping()).unwrap();
+    let remote = far.register(mapping()).unwrap();
+    let (conn, offer) = near.offer().unwrap();
+    let (far_conn, answer) = far.accept(&offer).unwrap();
+    let terms = Terms { epoch: 1, view_min: 1 };
+    let key = far.grant(far_conn, remote, Access::Write, terms).unwrap();
+    near.finish(conn, &answer, listener.local_addr().unwrap()).unwrap();
+    let (mut socket, _) = listener.accept().unwrap();
+    let mut events = Vec::new();
+    near.poll(&mut events);
+    socket.read_exact(&mut [0; 4]).unwrap();
+    far.adopter().adopt(socket);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let responder = {
+        let stop = stop.clone();
+        thread::spawn(move || {
+            pin(1);
+            let mut events = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                far.poll(&mut events);
+            }
+        })
+    };
+    let segments = [Segment { local: 0, remote: 0, len }];
+    let stamp = Stamp { epoch: 1, view: 1 };
+    let work = Work { id: WorkId(0), conn, memory: local, key, stamp, segments: &segments };
+    let mut outstanding = 0;
+    let figures = measure(len, || {
+        let posted = Instant::now();
+        while outstanding < window {
+            near.post_write(work).unwrap();
+            outstanding += 1;
+        }
+        while outstanding == window {
+            near.poll(&mut events);
+            for event in events.drain(..) {
+                assert!(matches!(event, Event::Completed { result: Ok(()), .. }), "{event:?}");
+                outstanding -= 1;
+            }
+        }
+        (posted, window - outstanding)
+    });
+    stop.store(true, Ordering::Relaxed);
+    responder.join().unwrap();
+    figures
+}
+
+fn raw(len: u64, window: u64) -> Figures {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    for socket in [&near, &far] {
+        socket.set_nodelay(true).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = rustix::net::sockopt::set_tcp_congestion(socket, "cubic");
+    }
+    let responder = thread::spawn(move || {
+        pin(1);
+        let mut place = vec![1; len as usize];
+        while busy(&mut place, |rest| far.read(rest)) {
+            if !busy(&mut [0; 16], |rest| far.write(rest)) {
+                break;
+            }
+        }
+    });
+    let mut bytes = vec![1; len as usize];
+    let (mut sent, mut answered) = (0, 0);
+    let figures = measure(len, || {
+        let posted = Instant::now();
+        // A window of writes, sent and answered without ever waiting for one side only.
+        let until = answered + 16;
+        let due = (answered / 16 + window) * len;
+        while answered < until {
+            if sent < due {
+                let from = (sent % len) as usize;
+                match near.write(&bytes[from..]) {
+                    Ok(some) => sent += some as u64,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+            match near.read(&mut bytes[..16]) {
+                Ok(some) => answered += some as u64,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        (posted, 1)
+    });
+    drop(near);
+    responder.join().unwrap();
+    figures
+}
+
+/// Moves the whole buffer, spinning. False at the end of the stream.
+fn busy(bytes: &mut [u8], mut moves: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> bool {
+    let mut done = 0;
+    while done < bytes.len() {
+        match moves(&mut bytes[done..]) {
+            Ok(0) => return false,
+            Ok(some) => done += some,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+fn mapping() -> Arc<Mapping> {
+    let file = tempfile::tempfile_in("/dev/shm").or_else(|_| tempfile::tempfile()).unwrap();
+    file.set_len(LEN_MAX).unwrap();
+    let mapping = Mapping::new(&file, LEN_MAX as usize).unwrap();
+    mapping.write_at(0, &vec![1; LEN_MAX as usize]).unwrap();
+    Arc::new(mapping)
+}
+
+fn size(len: u64) -> String {
+    match len {
+        1024.. if len >= 1 << 20 => format!("{} MiB", len >> 20),
+        1024.. => format!("{} KiB", len >> 10),
+        _ => format!("{len} B"),
+    }
+}
+
+fn row([min, median, p99]: [f64; 3]) -> String {
+    format!("{min:>6.1} {median:>7.1} {p99:>7.1}")
+}

@@ -1,0 +1,131 @@
+//! Scatter and gather lists that reach into mappings.
+//!
+//! **Strategy.** A mapping's bytes may change under a system call at any time, by the service that
+//! owns them or by a second node, so no `&[u8]` to them is ever made: the lists hold raw pointers
+//! laid out as `struct iovec`, and only the kernel follows them. Every pointer comes from a
+//! borrow that lives as long as the list.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    marker::PhantomData,
+    os::fd::AsFd,
+};
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use crate::{region::mapping::Mapping, transport::SEGMENTS_MAX};
+
+/// Room for one request with all its segments, and some small ones.
+const PIECES_MAX: usize = SEGMENTS_MAX + 16;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct IoVec {
+    base: *mut u8,
+    len: usize,
+}
+
+const _: () = assert!(size_of::<IoVec>() == size_of::<IoSlice<'_>>());
+const _: () = assert!(align_of::<IoVec>() == align_of::<IoSlice<'_>>());
+const _: () = assert!(size_of::<IoVec>() == size_of::<IoSliceMut<'_>>());
+const _: () = assert!(align_of::<IoVec>() == align_of::<IoSliceMut<'_>>());
+
+/// Pieces for one system call. `'a` is the borrow of everything pointed to.
+struct Pieces<'a> {
+    vecs: [IoVec; PIECES_MAX],
+    count: usize,
+    bytes: usize,
+    borrows: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Pieces<'a> {
+    fn new() -> Self {
+        let none = IoVec { base: std::ptr::null_mut(), len: 0 };
+        Self { vecs: [none; PIECES_MAX], count: 0, bytes: 0, borrows: PhantomData }
+    }
+
+    fn push(&mut self, base: *mut u8, len: usize) -> bool {
+        if self.count == PIECES_MAX {
+            return false;
+        }
+        self.vecs[self.count] = IoVec { base, len };
+        self.count += 1;
+        self.bytes += len;
+        true
+    }
+
+    fn push_mapping(&mut self, mapping: &'a Mapping, offset: u64, len: u64) -> bool {
+        mapping.check(offset, len).is_ok()
+            && self.push(mapping.as_ptr().wrapping_add(offset as usize), len as usize)
+    }
+}
+
+/// Bytes to send from.
+pub(super) struct Gather<'a>(Pieces<'a>);
+
+impl<'a> Gather<'a> {
+    pub(super) fn new() -> Self {
+        Self(Pieces::new())
+    }
+
+    /// False when the list is full and nothing was added.
+    pub(super) fn bytes(&mut self, bytes: &'a [u8]) -> bool {
+        self.0.push(bytes.as_ptr().cast_mut(), bytes.len())
+    }
+
+    /// False when the list is full or the bytes are not inside, and nothing was added.
+    pub(super) fn mapping(&mut self, mapping: &'a Mapping, offset: u64, len: u64) -> bool {
+        self.0.push_mapping(mapping, offset, len)
+    }
+
+    /// Sends what the socket takes without blocking.
+    pub(super) fn send(&self, socket: impl AsFd) -> io::Result<usize> {
+        // SAFETY: `IoSlice` is guaranteed to have the layout of `struct iovec`, as `IoVec` has;
+        // the entries point to bytes borrowed for `'a`, which outlives this call, and neither the
+        // standard library nor rustix looks through them: only the kernel reads there, and it does
+        // not mind a racing writer.
+        let slices = unsafe {
+            std::slice::from_raw_parts(self.0.vecs.as_ptr().cast::<IoSlice<'_>>(), self.0.count)
+        };
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        Ok(sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?)
+    }
+}
+
+/// Places to receive into.
+pub(super) struct Scatter<'a>(Pieces<'a>);
+
+impl<'a> Scatter<'a> {
+    pub(super) fn new() -> Self {
+        Self(Pieces::new())
+    }
+
+    /// False when the list is full and nothing was added.
+    pub(super) fn bytes(&mut self, bytes: &'a mut [u8]) -> bool {
+        self.0.push(bytes.as_mut_ptr(), bytes.len())
+    }
+
+    /// False when the list is full or the bytes are not inside, and nothing was added.
+    pub(super) fn mapping(&mut self, mapping: &'a Mapping, offset: u64, len: u64) -> bool {
+        self.0.push_mapping(mapping, offset, len)
+    }
+
+    /// Sum of all lengths.
+    pub(super) fn len(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Receives what the (non-blocking) socket has. Zero is the end of the stream.
+    pub(super) fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let pieces = &mut self.0;
+        // SAFETY: as in `Gather::send`, for `IoSliceMut`; bytes of this process are borrowed
+        // mutably for `'a`, and bytes of a mapping belong to whoever writes last, by its contract.
+        let slices = unsafe {
+            std::slice::from_raw_parts_mut(
+                pieces.vecs.as_mut_ptr().cast::<IoSliceMut<'_>>(),
+                pieces.count,
+            )
+        };
+        Ok(rustix::io::readv(socket, slices)?)
+    }
+}
