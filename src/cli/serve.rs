@@ -1,15 +1,19 @@
 //! `ringkeep serve`: from the command line to a checked configuration, then the server.
 
+use std::{path::Path, time::Duration};
+
 use super::{
     args::{Global, ServeArgs},
     config::{self, FileConfig, FileError, Machine, ServeConfig},
     exit::{Exit, Failure, Outcome},
     uid,
+    values::{Poll, TransportChoice},
 };
 use crate::{
     cluster_key::{ClusterKey, ReadKeyError},
     doctor::facts,
     paths,
+    server::{self, data_plane::Waiting},
 };
 
 /// Runs the server until it is told to stop.
@@ -18,9 +22,53 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Outcome {
     serve(config, key)
 }
 
-/// The seam to the server module.
-fn serve(_config: ServeConfig, _key: Option<ClusterKey>) -> Outcome {
-    Err(Failure::not_wired("serve"))
+fn serve(config: ServeConfig, key: Option<ClusterKey>) -> Outcome {
+    if config.transport == TransportChoice::Rdma {
+        return Err(Failure::new(Exit::Failed, "this build has no RDMA transport")
+            .hint("start with --transport tcp or auto"));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(cpu) = config.cpu.filter(|&cpu| cpu >= cores) {
+        return Err(Failure::new(Exit::Usage, format!("there is no core {cpu}"))
+            .hint(format!("--cpu takes 0 to {}", cores - 1)));
+    }
+    private_parents(&config)?;
+    let spin = match config.poll {
+        Poll::Adaptive => Waiting::default().spin,
+        Poll::Busy => Duration::MAX,
+    };
+    server::run(server::Config {
+        name: config.name,
+        listen: config.listen,
+        join: config.join,
+        socket: config.socket,
+        dir: config.dir,
+        memory_bytes: config.memory_bytes_max,
+        waiting: Waiting { spin, cpu: config.cpu, ..Waiting::default() },
+        membership: Default::default(),
+        metrics: config.metrics,
+        key,
+    })
+    .map_err(|error| Failure::new(Exit::Failed, error))?;
+    Ok(Exit::Done)
+}
+
+/// The directories that the defaults name may not be there yet.
+fn private_parents(config: &ServeConfig) -> Result<(), Failure> {
+    let default_dir = paths::default_dir(uid(), &config.name);
+    let default_socket = paths::default_socket(uid(), paths::run_user_dir(uid()).as_deref());
+    let in_tmp = |path: &Path| path.starts_with("/tmp");
+    let parents = [
+        (config.dir == default_dir).then(|| default_dir.parent()).flatten(),
+        (config.socket == default_socket)
+            .then(|| default_socket.parent())
+            .flatten()
+            .filter(|p| in_tmp(p)),
+    ];
+    for parent in parents.into_iter().flatten() {
+        paths::make_private_dir(parent, uid()).map_err(|e| Failure::new(Exit::Failed, e))?;
+    }
+    Ok(())
 }
 
 /// Everything that can be refused before the server starts.

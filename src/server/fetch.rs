@@ -147,7 +147,12 @@ impl Node {
         copied
     }
 
-    async fn read_copy(&self, from: &Member, name: &Name, grant: &Grant) -> Result<Copied, Failure> {
+    async fn read_copy(
+        &self,
+        from: &Member,
+        name: &Name,
+        grant: &Grant,
+    ) -> Result<Copied, Failure> {
         let (slot, record) = grant.version.ok_or_else(|| no_such(name))?;
         let layout = grant.layout;
         if slot as usize >= layout.slots() || record.len > layout.capacity() {
@@ -171,8 +176,7 @@ impl Node {
         .map(|(remote, local, len)| Segment { local, remote, len })
         .collect();
         self.read(from, grant, mapping.clone(), segments).await?;
-        let verified =
-            blocking(move || verify_copy(&mapping, &layout, &record)).await;
+        let verified = blocking(move || verify_copy(&mapping, &layout, &record)).await;
         match verified {
             Ok(()) => Ok(Copied { version: record.sequence, len: record.len, file }),
             Err(damage) => {
@@ -258,10 +262,7 @@ enum CopyError {
 }
 
 /// The newest version, or the one asked for. A newer one that is damaged is not passed over.
-fn find_version(
-    region: &Region,
-    version: Option<Version>,
-) -> Result<(usize, Record), CopyError> {
+fn find_version(region: &Region, version: Option<Version>) -> Result<(usize, Record), CopyError> {
     let slots = 0..region.layout().slots();
     let claims = slots.filter_map(|slot| Some((slot, region.record(slot).ok()?)));
     let (slot, claimed) = match version {
@@ -281,10 +282,8 @@ fn copy_version(region: &Region, version: Option<Version>) -> Result<Copied, Cop
     let layout = region.layout();
     let (file, mapping) = memory(copy_bytes(layout, record.len)).map_err(CopyError::System)?;
     let table = 8 * layout.chunks(record.len);
-    let pieces = [
-        (layout.payload(slot), 0, record.len),
-        (layout.table(slot), table_at(record.len), table),
-    ];
+    let pieces =
+        [(layout.payload(slot), 0, record.len), (layout.table(slot), table_at(record.len), table)];
     let mut buffer = vec![0; 1 << 20];
     for (from, to, len) in pieces {
         let mut at = 0;

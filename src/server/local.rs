@@ -40,7 +40,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            let why = format!("another server listens at {}; choose another --socket", path.display());
+            let why =
+                format!("another server listens at {}; choose another --socket", path.display());
             return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -129,8 +130,8 @@ impl Node {
                 Answer::Attached(name, Box::new(self.open(wish).await?))
             }
             Request::Reattach { name, epoch } => {
-                let shown =
-                    shown.ok_or_else(|| invalid(&"attaching again needs the region's descriptor"))?;
+                let shown = shown
+                    .ok_or_else(|| invalid(&"attaching again needs the region's descriptor"))?;
                 let attached = self.reattach(name.clone(), epoch, shown).await?;
                 Answer::Attached(name, Box::new(attached))
             }
@@ -165,8 +166,8 @@ async fn receive(stream: &mut UnixStream) -> io::Result<Option<Received>> {
     let mut length = [0; 4];
     let (got, mut descriptors) = loop {
         stream.readable().await?;
-        let first = stream
-            .try_io(Interest::READABLE, || wire::receive_with(stream.as_fd(), &mut length));
+        let first =
+            stream.try_io(Interest::READABLE, || wire::receive_with(stream.as_fd(), &mut length));
         match first {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             other => break other?,
@@ -198,9 +199,8 @@ async fn answer(
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let sent = loop {
         stream.writable().await?;
-        let sent = stream.try_io(Interest::WRITABLE, || {
-            wire::send_with(stream.as_fd(), &message, &borrowed)
-        });
+        let sent = stream
+            .try_io(Interest::WRITABLE, || wire::send_with(stream.as_fd(), &message, &borrowed));
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             other => break other?,

@@ -9,13 +9,18 @@ use super::{
     data_plane::Command,
     node::Node,
     rpc::PeerMessage,
-    state_file::StateFile,
+    state_file::{BootId, StateFile},
     store::Held,
 };
 use crate::{
     handover::Condition,
     membership::{Event, Member, Membership, Output, Peer, Time, View},
 };
+
+/// The votes of this life of the node, in its directory.
+pub(super) const STATE_FILE: &str = "node.state";
+/// Those of the life before.
+pub(super) const FORMER_STATE_FILE: &str = "former.state";
 
 /// The state machine of this life of the node, and of the life before while that one still votes.
 pub(super) struct Shell {
@@ -94,7 +99,13 @@ impl Node {
 
     fn former_output(&self, output: Output) {
         match output {
-            Output::Send { to, message } => self.tell(&to, &PeerMessage::Membership(message)),
+            Output::Send { to, message } => {
+                let former = self.membership.borrow().former.as_ref().map(|(m, _)| m.me().clone());
+                if let Some(former) = former {
+                    let from = Peer::from(&former);
+                    self.contact(to.address, &PeerMessage::Membership { from, message });
+                }
+            }
             Output::Persist(durable) => {
                 if let Some((_, file)) = &mut self.membership.borrow_mut().former
                     && let Err(error) = file.store(&durable)
@@ -109,9 +120,14 @@ impl Node {
 
     fn output(self: &Rc<Self>, output: Output) {
         match output {
-            Output::Send { to, message } => self.tell(&to, &PeerMessage::Membership(message)),
+            Output::Send { to, message } => {
+                // To whichever life answers there: the message names the one that it is for.
+                let from = Peer::from(&*self.me.borrow());
+                self.contact(to.address, &PeerMessage::Membership { from, message });
+            }
             Output::Contact { address, message } => {
-                self.contact(address, &PeerMessage::Membership(message));
+                let from = Peer::from(&*self.me.borrow());
+                self.contact(address, &PeerMessage::Membership { from, message });
             }
             Output::Persist(durable) => {
                 if let Err(error) = self.membership.borrow_mut().file.store(&durable) {
@@ -179,7 +195,7 @@ impl Node {
         let contacts: Vec<_> = members.chain(shell.contacts.iter().copied()).collect();
         let config = self.config.membership;
         let machine = Membership::join(config, me, contacts, now()).expect_cluster(view.cluster);
-        match shell.file.successor() {
+        match self.next_state_file() {
             Ok(next) => {
                 let former = std::mem::replace(&mut shell.machine, machine);
                 let former_file = std::mem::replace(&mut shell.file, next);
@@ -192,6 +208,14 @@ impl Node {
             }
         }
         self.changed.notify_waiters();
+    }
+
+    /// The former life's votes stay in a file of their own.
+    fn next_state_file(&self) -> std::io::Result<StateFile> {
+        let dir = &self.config.dir;
+        std::fs::rename(dir.join(STATE_FILE), dir.join(FORMER_STATE_FILE))?;
+        let boot = BootId::current()?;
+        StateFile::open(&dir.join(STATE_FILE), boot).map_err(std::io::Error::other)
     }
 
     /// Everything that this node owned belongs to whoever recovers it. The copies stay until that

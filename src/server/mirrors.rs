@@ -89,7 +89,7 @@ impl Node {
     }
 
     /// This node's checkpoint has a complete mirror: copies that it replaces can go (rule H4).
-    fn synced(&self, name: Name, holder: NodeId, view: u64) {
+    fn synced(self: &Rc<Self>, name: Name, holder: NodeId, view: u64) {
         let confirm = {
             let owned = self.owned.borrow();
             let Some(owned) = owned.get(&name) else { return };
@@ -107,7 +107,7 @@ impl Node {
 
     /// Tells the membership how far back a recovery of this node would have to ask: the oldest
     /// view among the marks of all its checkpoints.
-    pub(super) fn confirm_sync(&self) {
+    pub(super) fn confirm_sync(self: &Rc<Self>) {
         let oldest = {
             let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
             let live = owned.iter().filter(|(_, o)| o.meta.held != Held::Superseded);

@@ -1,2 +1,382 @@
-//! The checkpoint server: a data plane thread and a control plane.
+//! The checkpoint server.
+//!
+//! Two threads: the [`data_plane`], which owns the transport and takes commits over from the
+//! services, and the control plane, a single-threaded task set that does everything else: the local
+//! socket, the connections to the other servers, membership, and the moves of checkpoints. Work
+//! that blocks (making, verifying and copying regions) runs on threads of its own.
+
 pub mod data_plane;
+mod fetch;
+mod links;
+mod local;
+mod membership;
+pub mod metrics;
+mod mirrors;
+mod node;
+mod open;
+pub mod peers;
+mod recover;
+mod requests;
+pub mod rpc;
+pub mod state_file;
+pub mod store;
+
+use std::{
+    cell::Cell,
+    collections::HashSet,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::LocalSet,
+};
+
+use self::{
+    data_plane::{DataPlane, Waiting},
+    membership::{FORMER_STATE_FILE, STATE_FILE, Shell},
+    node::{Mirror, Node, Owned, Parts},
+    peers::Peers,
+    state_file::{BootId, OpenStateError, StateFile},
+    store::{Held, Store, Stored},
+};
+use crate::{
+    cluster_key::ClusterKey,
+    membership::{Config as Timeouts, Durable, Event, Membership, Peer},
+    name::Name,
+    region::files::{Places, make_private_dir},
+    transport::{
+        Kind,
+        tcp::{DATA_MAGIC, TcpTransport},
+    },
+};
+
+/// Told to people whose large checkpoints lie in ordinary pages.
+pub(crate) const HUGEPAGES_HINT: &str = "no huge pages: large checkpoints lie in ordinary memory; \
+    `ringkeep doctor` shows the commands that give huge pages";
+
+/// What a server runs with. Made from flags, environment and file by the command line.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The node's name.
+    pub name: Name,
+    /// Where other servers reach this one; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Servers of the ring to join; empty: found a ring.
+    pub join: Vec<SocketAddr>,
+    /// The local socket.
+    pub socket: PathBuf,
+    /// The node's directory.
+    pub dir: PathBuf,
+    /// Most bytes of regions and mirrors.
+    pub memory_bytes: u64,
+    /// How the data plane waits.
+    pub waiting: Waiting,
+    /// Timeouts of the membership.
+    pub membership: Timeouts,
+    /// Where to serve metrics.
+    pub metrics: Option<SocketAddr>,
+    /// The ring's secret.
+    pub key: Option<ClusterKey>,
+}
+
+/// Why a server could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The system refused something that is needed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another server uses this directory.
+    #[error("another server uses {dir}; stop it, or choose another --name or --dir")]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The votes of the last life cannot be read or kept.
+    #[error(transparent)]
+    State(#[from] OpenStateError),
+    /// The ring does not take this node in.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How old the numbers that the metrics show may be.
+const METRICS_INTERVAL: Duration = Duration::from_secs(2);
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
+    let what = what.into();
+    move |source| ServeError::System { what, source }
+}
+
+/// Runs a server until SIGTERM or SIGINT, which end it in order: clients are told, connections
+/// closed, and everything in memory stays for the next start.
+///
+/// # Errors
+/// What the server could not start without, or why the ring refused it.
+pub fn run(config: Config) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+        .map_err(system("starting the control plane"))?;
+    LocalSet::new().block_on(&runtime, serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), ServeError> {
+    let dir = &config.dir;
+    make_private_dir(dir).map_err(system(format!("making {}", dir.display())))?;
+    let _only_server = lock_dir(dir)?;
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let places = Places::prepare(dir, &mounts).map_err(system("preparing the region files"))?;
+    if places.huge.is_none() {
+        tracing::warn!("{HUGEPAGES_HINT}");
+    }
+    let store = Store::new(places);
+
+    // What an earlier life left.
+    let boot = BootId::current().map_err(system("reading the boot id"))?;
+    let _ = fs::remove_file(dir.join(FORMER_STATE_FILE)); // only its own process votes for it
+    let state = StateFile::open(&dir.join(STATE_FILE), boot)?;
+    let durable: Option<Durable> = state.load();
+    let listener = listen(&config, durable.as_ref()).map_err(system("listening for servers"))?;
+    let address = listener.local_addr().map_err(system("listening for servers"))?;
+    fs::write(dir.join("address"), address.to_string())
+        .map_err(system("writing the address file"))?;
+
+    let transport = TcpTransport::new(Default::default()).map_err(system("the TCP transport"))?;
+    let adopter = transport.adopter();
+    let start = Start::new(&config, durable, address);
+    let me = start.machine.me().clone();
+    let (data_plane, notices) =
+        DataPlane::start(me.id.clone(), Box::new(transport), config.waiting)
+            .map_err(system("starting the data plane"))?;
+    let cluster = Rc::new(Cell::new(0));
+    let (peers, messages, events) = Peers::new(peers::Config {
+        me: Peer::from(&me),
+        cluster: cluster.clone(),
+        key: config.key.clone(),
+        data_magic: DATA_MAGIC,
+    });
+    let socket = local::listen(&config.socket)
+        .map_err(system(format!("listening at {}", config.socket.display())))?;
+    if let Some(address) = config.metrics {
+        serve_metrics(address).await?;
+    }
+    let membership = Shell::new(start.machine, state, config.join.clone());
+    let socket_path = config.socket.clone();
+    let node = Node::new(Parts {
+        config,
+        me,
+        data_plane,
+        kind: Kind::Tcp,
+        peers: peers.clone(),
+        store,
+        membership,
+        cluster,
+    });
+    node.load(start.resumed).await?;
+
+    peers.serve(listener, move |socket| {
+        if !adopter.adopt(socket) {
+            tracing::warn!("a data connection found no room");
+        }
+    });
+    tracing::info!(node = %node.id(), %address, socket = %socket_path.display(), "serving");
+    println!("listening on {address}");
+    tokio::task::spawn_local(node.clone().run_notices(notices));
+    tokio::task::spawn_local(node.clone().run_messages(messages));
+    tokio::task::spawn_local(node.clone().run_peer_events(events));
+    tokio::task::spawn_local(node.clone().run_membership());
+    tokio::task::spawn_local(node.clone().serve_clients(socket));
+    if node.config.metrics.is_some() {
+        tokio::task::spawn_local(node.clone().keep_metrics());
+    }
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = node.stop_wanted.notified() => {}
+    }
+    node.stopping.set(true);
+    tracing::info!("stopping; the checkpoints stay in memory for the next start");
+    node.data_plane.stop();
+    let _ = fs::remove_file(socket_path);
+    match node.failure.borrow_mut().take() {
+        Some(reason) => Err(ServeError::Refused(reason)),
+        None => Ok(()),
+    }
+}
+
+/// How this life of the node begins.
+struct Start {
+    machine: Membership,
+    /// It is the same life as before: what it owned is still its own.
+    resumed: bool,
+}
+
+impl Start {
+    fn new(config: &Config, durable: Option<Durable>, address: SocketAddr) -> Self {
+        let (timeouts, now) = (config.membership, membership::now());
+        // Another name or address is another member.
+        let same = durable.filter(|d| d.me.id.name == config.name && d.me.address == address);
+        if let Some(durable) = same {
+            match Membership::resume(timeouts, durable, now) {
+                Ok(machine) => return Self { machine, resumed: true },
+                Err(error) => tracing::warn!(%error, "the last life is not resumed"),
+            }
+        }
+        let incarnation = membership::new_incarnation();
+        let me = membership::member(config.name.clone(), incarnation, address);
+        // A node may stand in its own list, so that all can have the same one.
+        let contacts: Vec<_> = config.join.iter().copied().filter(|a| *a != address).collect();
+        let machine = if contacts.is_empty() {
+            let cluster = Node::draw().max(1);
+            Membership::found(timeouts, me, cluster, now)
+        } else {
+            Membership::join(timeouts, me, contacts, now)
+        };
+        Self { machine, resumed: false }
+    }
+}
+
+impl Node {
+    /// Finds the regions again that an earlier life of this server left.
+    async fn load(self: &Rc<Self>, resumed: bool) -> Result<(), ServeError> {
+        let store = self.store.clone();
+        let found = node::blocking(move || store.load()).await;
+        for stored in found.map_err(system("reading the region files"))? {
+            let Stored { mut meta, region, path, .. } = stored;
+            self.memory_bytes.set(self.memory_bytes.get() + meta.bytes);
+            let (name, version) = (meta.name.clone(), region.newest_by_record());
+            let version = version.map_or(0, |f| f.record.sequence);
+            tracing::info!(checkpoint = %name, version, held = ?meta.held, "found again");
+            if let Held::Mirror(owner) = &meta.held {
+                let id = (name, owner.clone(), meta.identity.generation);
+                let fenced = !resumed;
+                let mirror = Mirror { meta, region, path, memory: None, key: None, fenced };
+                self.mirrors.borrow_mut().insert(id, mirror);
+                continue;
+            }
+            let known = self.owned.borrow().get(&name).map(|o| o.meta.epoch);
+            if known.is_some_and(|epoch| epoch >= meta.epoch) {
+                self.remove_region(meta, path).await;
+                continue;
+            }
+            if let Some(older) = self.owned.borrow_mut().remove(&name) {
+                self.remove_region(older.meta, older.path).await;
+            }
+            if !resumed {
+                meta.held = Held::Superseded; // until it turns out that nobody took it over
+            }
+            let held = meta.held.clone();
+            let owned = Owned { meta, region, path, memory: None, attachment: 0, successor: None };
+            if held == Held::Superseded {
+                self.owned.borrow_mut().insert(name, owned);
+            } else if let Err(failure) = self.serve(owned).await {
+                tracing::error!(checkpoint = %name, %failure, "serving what was found");
+            }
+        }
+        Ok(())
+    }
+
+    async fn run_notices(
+        self: Rc<Self>,
+        mut notices: tokio::sync::mpsc::Receiver<data_plane::Notice>,
+    ) {
+        while let Some(notice) = notices.recv().await {
+            tokio::task::spawn_local(self.clone().notice(notice));
+        }
+        if !self.stopping.get() {
+            *self.failure.borrow_mut() = Some("the data plane has stopped".to_owned());
+            self.stop();
+        }
+    }
+
+    async fn run_messages(
+        self: Rc<Self>,
+        mut messages: tokio::sync::mpsc::Receiver<peers::Incoming>,
+    ) {
+        while let Some(peers::Incoming { from, bytes }) = messages.recv().await {
+            self.received(from, &bytes);
+        }
+    }
+
+    /// Keeps the numbers that the metrics show up to date.
+    async fn keep_metrics(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(METRICS_INTERVAL);
+        loop {
+            interval.tick().await;
+            if self.status().await.is_err() {
+                return; // the data plane is gone
+            }
+        }
+    }
+
+    async fn run_peer_events(
+        self: Rc<Self>,
+        mut events: tokio::sync::mpsc::Receiver<peers::Event>,
+    ) {
+        let mut told = HashSet::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                peers::Event::Refused(peer) => self.membership_event(Event::PeerGone(peer)),
+                peers::Event::OtherLife { .. } => {}
+                peers::Event::Rejected { address, why } => {
+                    if told.insert(address) {
+                        tracing::error!(%address, %why, "this server and that one cannot talk");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One server a directory.
+fn lock_dir(dir: &Path) -> Result<fs::File, ServeError> {
+    let path = dir.join("lock");
+    let file = fs::File::create(&path).map_err(system(path.display().to_string()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(ServeError::InUse { dir: dir.to_owned() }),
+    }
+}
+
+/// With port 0, the port of the last life is tried first: a restarted server is the same member.
+fn listen(config: &Config, durable: Option<&Durable>) -> io::Result<TcpListener> {
+    let last = durable.map(|d| d.me.address).filter(|a| a.ip() == config.listen.ip());
+    let bind = |address: SocketAddr| -> io::Result<TcpListener> {
+        let socket = if address.is_ipv4() {
+            tokio::net::TcpSocket::new_v4()?
+        } else {
+            tokio::net::TcpSocket::new_v6()?
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    match last.filter(|_| config.listen.port() == 0).map(bind) {
+        Some(Ok(listener)) => Ok(listener),
+        _ => bind(config.listen),
+    }
+}
+
+async fn serve_metrics(address: SocketAddr) -> Result<(), ServeError> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(system(format!("serving metrics at {address}")))?;
+    let handle = metrics::install().map_err(|e| system("metrics")(io::Error::other(e)))?;
+    metrics::serve(listener, handle);
+    Ok(())
+}

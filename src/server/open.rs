@@ -308,8 +308,7 @@ impl Node {
         let present = self.owned.borrow().get(name).is_some_and(|o| o.attachment == number);
         if present {
             // A data plane that is gone ends the server elsewhere.
-            let _ =
-                self.data_plane.send(Command::Detach { name: name.clone(), condition: None });
+            let _ = self.data_plane.send(Command::Detach { name: name.clone(), condition: None });
         }
     }
 
@@ -350,8 +349,9 @@ impl Node {
             bytes: 0,
         };
         let stored = self.make_region(meta, None).await?;
-        if let Err(failure) = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await
-        {
+        let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;
+        self.cast(from, Request::Fetched { key: grant.key });
+        if let Err(failure) = read {
             self.remove_region(stored.meta, stored.path).await;
             return Err(failure);
         }

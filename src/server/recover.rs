@@ -274,9 +274,7 @@ impl Node {
     /// True when every checkpoint that this node owns has its second copy.
     pub(super) async fn all_protected(&self) -> Result<bool, Failure> {
         let reports = self.data_plane.ask(|reply| Command::Report { reply }).await?;
-        Ok(reports.iter().all(|r| {
-            matches!(r.protection, Protection::InSync | Protection::Lagging)
-        }))
+        Ok(reports.iter().all(|r| matches!(r.protection, Protection::InSync | Protection::Lagging)))
     }
 
     /// Waits until something changed, at most so long.

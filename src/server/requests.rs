@@ -25,7 +25,7 @@ impl Node {
     /// Something came over an authenticated peer connection.
     pub(super) fn received(self: &Rc<Self>, from: Peer, bytes: &[u8]) {
         match postcard::from_bytes(bytes) {
-            Ok(PeerMessage::Membership(message)) => {
+            Ok(PeerMessage::Membership { from, message }) => {
                 self.membership_event(Event::Received { from, message });
             }
             Ok(PeerMessage::Reply { id, body }) => self.answered(id, body),
@@ -251,15 +251,15 @@ impl Node {
             });
             entries.collect()
         };
-        let two_copies = |r: &Report| {
-            matches!(r.protection, Protection::InSync | Protection::Lagging)
-        };
+        let two_copies =
+            |r: &Report| matches!(r.protection, Protection::InSync | Protection::Lagging);
         let protected = reports.iter().all(two_copies)
             && mirrors.iter().all(|m| m.state != CopyState::Orphan)
             && view.is_some();
         let name = |m: &Member| m.id.name.clone();
-        super::metrics::checkpoints(checkpoints.len(), mirrors.len(), protected);
-        super::metrics::memory(self.memory_bytes.get(), self.config.memory_bytes);
+        super::metrics::set_copies(checkpoints.len(), mirrors.len());
+        super::metrics::set_protected(protected);
+        super::metrics::set_memory(self.memory_bytes.get(), self.config.memory_bytes);
         Ok(Status {
             node: me.name.clone(),
             incarnation: me.incarnation,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::store::Owner;
 use crate::{
     commit::{Record, Version},
-    membership::{Message, NodeId},
+    membership::{Message, NodeId, Peer},
     name::Name,
     protocol::{Failure, Listed, Role, VerifiedCopy},
     region::{Identity, layout::Layout},
@@ -18,8 +18,14 @@ use crate::{
 /// One message between servers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum PeerMessage {
-    /// For the membership state machine.
-    Membership(Message),
+    /// For the membership state machine. The sender is named, because a node that was evicted
+    /// votes on for its former life.
+    Membership {
+        /// Which life says it.
+        from: Peer,
+        /// What it says.
+        message: Message,
+    },
     /// Wants an answer with the same number.
     Request {
         /// Chosen by the asker.

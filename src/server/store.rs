@@ -172,7 +172,12 @@ impl Store {
 
     /// Makes a region that begins with a copy of another one's version in `slot`, if any. The copy
     /// is verified before it counts.
-    pub fn copy(&self, meta: Meta, from: &Region, slot: Option<usize>) -> Result<Stored, StoreError> {
+    pub fn copy(
+        &self,
+        meta: Meta,
+        from: &Region,
+        slot: Option<usize>,
+    ) -> Result<Stored, StoreError> {
         let stored = self.create(meta)?;
         let Some(slot) = slot else { return Ok(stored) };
         let copy = || -> Result<(), SlotError> {
@@ -259,7 +264,10 @@ impl Store {
         let meta: Meta = serde_json::from_slice(&fs::read(path)?)?;
         let (file, path, backing) = self.places.open(&region_name(&meta.name, meta.region))?;
         if file.metadata()?.len() != meta.bytes {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the region has another length"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the region has another length",
+            ));
         }
         let mapping = map(&file, meta.bytes)?;
         let region = Region::new(mapping, meta.layout, meta.identity)

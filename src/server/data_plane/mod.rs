@@ -11,6 +11,7 @@ mod owned;
 mod sleep;
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     io,
     net::SocketAddr,
@@ -209,7 +210,7 @@ impl Default for Waiting {
 pub struct DataPlane {
     commands: SyncSender<Command>,
     alarm: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: RefCell<Option<JoinHandle<()>>>,
 }
 
 /// The data plane's thread is gone: the server cannot go on.
@@ -231,7 +232,7 @@ impl DataPlane {
         let mut engine = Engine::new(me, transport, waiting, channels)?;
         let thread =
             std::thread::Builder::new().name("data-plane".into()).spawn(move || engine.run())?;
-        Ok((Self { commands, alarm, thread: Some(thread) }, outbox))
+        Ok((Self { commands, alarm, thread: RefCell::new(Some(thread)) }, outbox))
     }
 
     /// Hands a command over and wakes the thread.
@@ -249,10 +250,10 @@ impl DataPlane {
     }
 
     /// Stops the thread and waits for its end.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         // A thread that is gone already is as good as stopped.
         let _ = self.send(Command::Stop);
-        if let Some(thread) = self.thread.take()
+        if let Some(thread) = self.thread.borrow_mut().take()
             && thread.join().is_err()
         {
             tracing::error!("the data plane ended by a panic");
