@@ -78,6 +78,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     Keygen(KeygenArgs),
     Demo(DemoArgs),
+    #[command(hide = true)]
+    DemoService(DemoServiceArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -154,12 +156,20 @@ pub struct PutArgs {
     /// What to keep; - is standard input
     #[arg(default_value = "-")]
     pub file: PathBuf,
-    /// What the version must survive before this command ends
-    #[arg(long, value_enum, default_value = "mirrored")]
-    pub durability: DurabilityChoice,
+    /// What the version must survive before this command ends [default: mirrored; local, with a
+    /// warning, when the ring has no node for a second copy]
+    #[arg(long, value_enum)]
+    pub durability: Option<DurabilityChoice>,
     /// How long to wait for that; exit status 5 afterwards, the version stays local
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
     pub timeout: Duration,
+    /// Take the checkpoint over from a writer that is alive; that writer is fenced
+    #[arg(long)]
+    pub take_over: bool,
+    /// Room for later versions, as in 64MiB; an existing checkpoint grows to it, never shrinks
+    /// [default: what this version needs]
+    #[arg(long, value_name = "SIZE")]
+    pub capacity: Option<Size>,
 }
 
 /// Read a checkpoint back, verified, from any node.
@@ -179,7 +189,7 @@ pub struct GetArgs {
     pub version: Option<u64>,
 }
 
-/// List the checkpoints that the local server holds.
+/// List the checkpoints of the ring.
 #[derive(Debug, Args)]
 pub struct LsArgs {
     #[command(flatten)]
@@ -209,11 +219,12 @@ pub struct VerifyArgs {
     pub output: JsonFlag,
 }
 
-/// Remove a checkpoint and its mirror.
+/// Remove checkpoints and their mirrors.
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// The checkpoint
-    pub name: Name,
+    /// The checkpoints
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<Name>,
     #[command(flatten)]
     pub output: JsonFlag,
 }
@@ -273,8 +284,8 @@ pub struct DemoArgs {
     /// The directory to index
     #[arg(default_value = crate::demo::index::DIR_DEFAULT)]
     pub dir: PathBuf,
-    /// Servers in the ring
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+    /// Servers in the ring; a majority of three is the least that can vote one out
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
     pub nodes: u8,
     /// How bytes travel between them
     #[arg(long, value_enum, default_value = "auto")]
@@ -283,9 +294,26 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = crate::demo::index::FILES_MAX_DEFAULT, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=crate::demo::index::FILES_MAX as i64))]
     pub files_max: u32,
-    /// Keep the servers' logs and files afterwards and say where they are
+    /// Leave the surviving servers running and say where their sockets are
     #[arg(long)]
     pub keep: bool,
+}
+
+/// The service of the demo, a process of its own. It speaks JSON lines.
+#[derive(Debug, Args)]
+pub struct DemoServiceArgs {
+    /// The checkpoint that it keeps its state in
+    pub name: Name,
+    /// The directory to index
+    pub dir: PathBuf,
+    /// Index at most this many files
+    #[arg(long)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=crate::demo::index::FILES_MAX as i64))]
+    pub files_max: u32,
+    /// Files between two commits
+    #[arg(long)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: u32,
 }
 
 /// Print a completion script for a shell.
@@ -351,6 +379,6 @@ mod tests {
         let cli = Cli::try_parse_from(["ringkeep", "put", "a"]).unwrap();
         let Command::Put(args) = cli.command else { panic!("put") };
         assert_eq!((args.file, args.timeout), ("-".into(), Duration::from_secs(5)));
-        assert_eq!(args.durability, DurabilityChoice::Mirrored);
+        assert_eq!((args.durability, args.capacity, args.take_over), (None, None, false));
     }
 }

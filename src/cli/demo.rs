@@ -1,11 +1,89 @@
-//! `ringkeep demo`.
+//! `ringkeep demo`, and the service that it starts.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    args::{DemoArgs, Global},
-    exit::{Failure, Outcome},
+    args::{DemoArgs, DemoServiceArgs, Global},
+    connect,
+    exit::{Exit, Failure, Outcome},
+};
+use crate::demo::{
+    ring::RingError,
+    service::{self, ServiceError, Task},
+    story::{self, Plan, StoryError},
 };
 
 /// Tells the story of a service that loses its node.
-pub(super) fn run(_global: &Global, _args: &DemoArgs) -> Outcome {
-    Err(Failure::not_wired("demo"))
+pub(super) fn run(_global: &Global, args: &DemoArgs) -> Outcome {
+    let system = |what: &str, e| Failure::new(Exit::Failed, format_args!("{what}: {e}"));
+    let program = std::env::current_exe().map_err(|e| system("finding this program", e))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    watch_signals(Arc::clone(&stop)).map_err(|e| system("listening to signals", e))?;
+    let transport = args.transport.to_possible_value();
+    let plan = Plan {
+        program,
+        dir: args.dir.clone(),
+        nodes: usize::from(args.nodes),
+        transport: transport.map_or_else(String::new, |value| value.get_name().to_owned()),
+        files_max: args.files_max,
+        keep: args.keep,
+        stop,
+    };
+    story::play(&plan, &mut io::stdout()).map(|()| Exit::Done).map_err(failure)
+}
+
+fn failure(error: StoryError) -> Failure {
+    match error {
+        StoryError::Request(error) => error.into(),
+        StoryError::Start(_) => Failure::new(Exit::Failed, error)
+            .hint("name a directory with files: `ringkeep demo DIR`"),
+        StoryError::Ring(RingError::Interrupted) => {
+            Failure::new(Exit::Failed, error).hint("its servers are stopped, its files removed")
+        }
+        error => Failure::new(Exit::Failed, error),
+    }
+}
+
+/// Sets `stop` when this process is asked to end, so that everything is put in order first.
+fn watch_signals(stop: Arc<AtomicBool>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _inside = runtime.enter();
+        let on = |kind| signal(kind);
+        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?)
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+    })?;
+    Ok(())
+}
+
+/// Is the service.
+pub(super) fn service(global: &Global, args: &DemoServiceArgs) -> Outcome {
+    let client = connect(global)?;
+    let (name, dir) = (&args.name, args.dir.as_path());
+    let task = Task { name, dir, files_max: args.files_max, batch: args.batch };
+    match service::run(&client, task, &mut io::stdout()) {
+        Ok(()) => Ok(Exit::Done),
+        Err(ServiceError::Open(error)) => Err(error.into()),
+        Err(ServiceError::Read(error)) => Err(error.into()),
+        Err(ServiceError::Commit(error)) => Err(error.into()),
+        Err(error) => Err(Failure::new(Exit::Failed, error)),
+    }
 }

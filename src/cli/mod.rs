@@ -10,6 +10,7 @@ pub mod values;
 
 mod demo;
 mod doctor;
+mod errors;
 mod get;
 mod keygen;
 mod ls;
@@ -18,17 +19,18 @@ mod put;
 mod rm;
 mod serve;
 mod status;
+mod table;
 mod verify;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{fmt, io::Write, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
 use self::{
     args::{Cli, Command, Global},
-    exit::{Exit, Outcome},
+    exit::{Exit, Failure, Outcome},
 };
-use crate::paths;
+use crate::{client::Client, paths};
 
 /// Runs the command that this process was started with.
 pub fn run() -> ExitCode {
@@ -53,6 +55,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Doctor(args) => doctor::run(&global, &args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Demo(args) => demo::run(&global, &args),
+        Command::DemoService(args) => demo::service(&global, &args),
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),
     }
@@ -69,9 +72,23 @@ fn socket_path(global: &Global) -> PathBuf {
     global.socket.clone().unwrap_or_else(default)
 }
 
+/// The local server.
+fn connect(global: &Global) -> Result<Client, Failure> {
+    Ok(Client::connect_to(socket_path(global))?)
+}
+
+/// Tells the person something that is no failure, unless they want to hear failures only.
+fn warn(global: &Global, text: impl fmt::Display) {
+    if !global.quiet {
+        // The same escapes as a failure's; and nobody may be listening.
+        let line = Failure::new(Exit::Done, text);
+        let _ = writeln!(std::io::stderr(), "ringkeep: warning: {line}");
+    }
+}
+
 /// One line of JSON on standard output.
 fn print_json(value: &impl serde::Serialize) -> Outcome {
     let json = serde_json::to_string(value)
-        .map_err(|e| exit::Failure::new(Exit::Failed, format_args!("writing JSON: {e}")))?;
+        .map_err(|e| Failure::new(Exit::Failed, format_args!("writing JSON: {e}")))?;
     exit::print(&(json + "\n"))
 }

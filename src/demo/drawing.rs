@@ -12,8 +12,12 @@
 
 use std::fmt;
 
+use crate::protocol::{Role, Status};
+
 /// Wider pictures are drawn downwards.
 const WIDTH_MAX: usize = 100;
+/// More copies than this on a node are counted, not named.
+const COPIES_NAMED_MAX: usize = 4;
 
 /// What a node is to the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,12 @@ pub enum Charset {
 }
 
 impl Charset {
+    /// What this process's terminal shows.
+    pub fn of_environment() -> Self {
+        let values = ["LC_ALL", "LC_CTYPE", "LANG"].map(|name| std::env::var(name).ok());
+        Self::of_locale([values[0].as_deref(), values[1].as_deref(), values[2].as_deref()])
+    }
+
     /// What a terminal with this locale shows. Each is a variable's value: `LC_ALL`, `LC_CTYPE`,
     /// `LANG`; the first that is set and not empty decides.
     pub fn of_locale(values: [Option<&str>; 3]) -> Self {
@@ -67,6 +77,46 @@ impl Charset {
             false => Self::Ascii,
         }
     }
+}
+
+/// The ring as one of its servers sees it: of the others it knows only what it shares with them.
+pub fn ring_of(status: &Status) -> Vec<Node> {
+    let members = status.view.iter().flat_map(|view| &view.members);
+    members
+        .map(|member| {
+            let state = match status.suspects.contains(member) {
+                true => NodeState::Dead,
+                false => NodeState::Alive,
+            };
+            Node { name: member.to_string(), state, copies: few(copies_on(status, member)) }
+        })
+        .collect()
+}
+
+fn copies_on(status: &Status, member: &crate::name::Name) -> Vec<String> {
+    let here = *member == status.node;
+    let owned = status.checkpoints.iter().filter(|_| here).map(|c| match c.role {
+        Role::Orphan => format!("{} v{} orphan", c.name, c.version),
+        Role::Owner | Role::Mirror => format!("{} v{} owner", c.name, c.version),
+    });
+    let away = status.checkpoints.iter().filter_map(|c| {
+        let mirror = c.mirror.as_ref().filter(|mirror| mirror.node == *member)?;
+        Some(format!("{} v{} mirror", c.name, mirror.version))
+    });
+    let held = status.mirrors.iter().filter(|_| here);
+    let held = held.map(|mirror| format!("{} v{} mirror", mirror.name, mirror.version));
+    let shared = status.mirrors.iter().filter(|mirror| mirror.owner == *member);
+    let shared = shared.map(|mirror| format!("{} v{} owner", mirror.name, mirror.version));
+    owned.chain(away).chain(held).chain(shared).collect()
+}
+
+/// A box that fits a screen.
+fn few(mut copies: Vec<String>) -> Vec<String> {
+    if copies.len() > COPIES_NAMED_MAX {
+        let more = copies.split_off(COPIES_NAMED_MAX - 1).len();
+        copies.push(format!("and {more} more"));
+    }
+    copies
 }
 
 /// Draws `nodes`, which stand in ring order: each one's successor is the next.
