@@ -90,16 +90,22 @@ impl Node {
 
     /// This node's checkpoint has a complete mirror: copies that it replaces can go (rule H4).
     fn synced(self: &Rc<Self>, name: Name, holder: NodeId, view: u64) {
-        let confirm = {
+        let (identity, epoch) = {
             let owned = self.owned.borrow();
             let Some(owned) = owned.get(&name) else { return };
-            let (identity, epoch) = (owned.meta.identity, owned.meta.epoch);
-            Request::Confirm { name: name.clone(), identity, epoch, holder: holder.clone() }
+            (owned.meta.identity, owned.meta.epoch)
         };
+        let confirm =
+            Request::Confirm { name: name.clone(), identity, epoch, holder: holder.clone() };
         tracing::info!(checkpoint = %name, %holder, view, "mirrored");
         for member in self.others() {
             self.cast(&member, confirm.clone());
         }
+        let (node, me) = (self.clone(), self.id());
+        let of = name.clone();
+        tokio::task::spawn_local(async move {
+            node.confirmed(me, of, identity, epoch, holder).await;
+        });
         self.synced_views.borrow_mut().insert(name, view);
         self.confirm_sync();
         self.changed.notify_waiters();
