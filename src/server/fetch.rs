@@ -129,7 +129,7 @@ impl Node {
         Err(failure)
     }
 
-    async fn copy_from(
+    pub(super) async fn copy_from(
         &self,
         from: &Member,
         name: &Name,

@@ -7,6 +7,7 @@
 
 pub mod data_plane;
 mod fetch;
+mod leftovers;
 mod links;
 mod local;
 mod membership;
@@ -199,6 +200,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     tokio::task::spawn_local(node.clone().run_peer_events(events));
     tokio::task::spawn_local(node.clone().run_membership());
     tokio::task::spawn_local(node.clone().serve_clients(socket));
+    tokio::task::spawn_local(node.clone().run_leftovers());
     if node.config.metrics.is_some() {
         tokio::task::spawn_local(node.clone().keep_metrics());
     }
@@ -258,7 +260,7 @@ impl Node {
         let store = self.store.clone();
         let found = node::blocking(move || store.load()).await;
         for stored in found.map_err(system("reading the region files"))? {
-            let Stored { mut meta, region, path, .. } = stored;
+            let Stored { mut meta, region, path, backing } = stored;
             self.memory_bytes.set(self.memory_bytes.get() + meta.bytes);
             let (name, version) = (meta.name.clone(), region.newest_by_record());
             let version = version.map_or(0, |f| f.record.sequence);
@@ -281,9 +283,18 @@ impl Node {
             if !resumed {
                 meta.held = Held::Superseded; // until it turns out that nobody took it over
             }
+            let checked = region.clone();
+            let damaged = node::blocking(move || {
+                let found = checked.newest_by_record()?;
+                checked.verify(found.slot).err().map(|damage| damage.to_string())
+            })
+            .await;
+            if let Some(damage) = &damaged {
+                tracing::error!(checkpoint = %name, %damage, "damaged; its mirror will be asked");
+            }
             let held = meta.held.clone();
-            let owned = Owned { meta, region, path, memory: None, attachment: 0, successor: None };
-            if held == Held::Superseded {
+            let owned = Owned { damaged, ..Owned::new(Stored { meta, region, path, backing }) };
+            if held == Held::Superseded || owned.damaged.is_some() {
                 self.owned.borrow_mut().insert(name, owned);
             } else if let Err(failure) = self.serve(owned).await {
                 tracing::error!(checkpoint = %name, %failure, "serving what was found");

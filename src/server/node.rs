@@ -43,12 +43,15 @@ pub(super) struct Owned {
     pub(super) attachment: u64,
     /// Who took it over, if it is superseded.
     pub(super) successor: Option<NodeId>,
+    /// The newest version was found damaged when the server started: it is not served until it is
+    /// restored from its mirror.
+    pub(super) damaged: Option<String>,
 }
 
 impl Owned {
     pub(super) fn new(stored: Stored) -> Self {
         let Stored { meta, region, path, .. } = stored;
-        Self { meta, region, path, memory: None, attachment: 0, successor: None }
+        Self { meta, region, path, memory: None, attachment: 0, successor: None, damaged: None }
     }
 }
 

@@ -110,14 +110,29 @@ impl Node {
         self.owned.borrow().get(name).is_some_and(|o| o.meta.held != Held::Superseded)
     }
 
-    /// An owner that left, some of whose checkpoints may still be found.
+    /// An owner that left and whose newest holder is finding homes for its checkpoints now.
     fn unrecovered(&self) -> Option<Name> {
         let view = self.view()?;
-        let gone = view.holders.iter().find(|h| {
-            !view.contains(&h.owner) && h.runs.iter().any(|run| view.contains(&run.holder))
-        });
-        // Its own latest life may have the copies, too; it offers them by itself.
-        gone.map(|h| h.owner.name.clone())
+        let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
+        let gone = gone.find(|h| h.runs.last().is_some_and(|run| view.contains(&run.holder)))?;
+        Some(gone.owner.name.clone())
+    }
+
+    /// An owner that left together with the newest holder of its mirrors.
+    fn lost(&self) -> Option<(Name, Name)> {
+        let view = self.view()?;
+        let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
+        let lost = gone.find(|h| h.runs.last().is_some_and(|run| !view.contains(&run.holder)))?;
+        Some((lost.owner.name.clone(), lost.runs.last()?.holder.name.clone()))
+    }
+
+    /// Told once to whoever makes a checkpoint that may have been there before.
+    fn lost_warning(&self, name: &Name, version: Version) -> Option<String> {
+        let (owner, holder) = self.lost().filter(|_| version == 0)?;
+        Some(format!(
+            "nodes {owner} and {holder} went away together; if {name} was owned by {owner}, this \
+             is a new, empty one"
+        ))
     }
 
     /// Makes a new checkpoint. Two nodes that make the same one at the same time see each other:
@@ -154,13 +169,23 @@ impl Node {
 
     /// Attaches a client to a checkpoint that this node owns.
     async fn open_here(self: &Rc<Self>, wish: &Wish) -> Result<Attached, Failure> {
-        let (meta, path) = {
+        let (meta, path, damaged) = {
             let owned = self.owned.borrow();
             let owned = owned.get(&wish.name).ok_or_else(|| no_such(&wish.name))?;
-            (owned.meta.clone(), owned.path.clone())
+            (owned.meta.clone(), owned.path.clone(), owned.damaged.clone())
         };
         if !meta.owner.may_write(&wish.caller) {
             return Err(permission(&wish.name));
+        }
+        if let Some(damage) = damaged {
+            return Err(Failure::new(
+                FailureKind::Corrupt,
+                format!(
+                    "{}: {damage}; it is restored as soon as its mirror can be read; without one, \
+                     `ringkeep get --version` may find an older version, `ringkeep rm` gives it up",
+                    wish.name
+                ),
+            ));
         }
         let file = open_for_client(&path).map_err(|e| internal(&e))?;
         if file.is_none() && !wish.take_over {
@@ -261,13 +286,15 @@ impl Node {
         let mut owned = self.owned.borrow_mut();
         let owned = owned.get_mut(name).ok_or_else(|| no_such(name))?;
         owned.attachment = number;
+        let bytes = owned.meta.bytes;
+        let version = owned.region.newest_by_record().map_or(0, |f| f.record.sequence);
         let opened = Opened {
             layout: owned.meta.layout,
             identity: owned.meta.identity,
             epoch: owned.meta.epoch,
             bytes: owned.meta.bytes,
             mirrored: ring_mirrors,
-            warning: self.hugepage_warning(owned.meta.bytes),
+            warning: self.lost_warning(name, version).or_else(|| self.hugepage_warning(bytes)),
         };
         Ok(Attached { opened, descriptors: [file.into(), handover, doorbell, wake], number })
     }

@@ -13,7 +13,7 @@ use crate::{
     membership::{Event, NodeId, View},
     mirror::Protection,
     name::Name,
-    protocol::{Failure, FailureKind, Role},
+    protocol::{Failure, Role},
     recovery::{Decision, Report, Run, choose},
 };
 
@@ -39,7 +39,6 @@ impl Node {
                 tokio::task::spawn_local(self.clone().recover_owner(gone.owner.clone()));
             }
         }
-        self.offer_old_copies().await;
     }
 
     async fn fence_quickly(&self, owner: &NodeId) -> Result<(), Failure> {
@@ -191,6 +190,7 @@ impl Node {
             memory: None,
             attachment: 0,
             successor: None,
+            damaged: None,
         })
         .await
     }
@@ -211,64 +211,6 @@ impl Node {
         self.owned.borrow_mut().insert(name, owned);
         self.changed.notify_waiters();
         Ok(())
-    }
-
-    /// Copies that this node owned in an earlier life, or before somebody took them over who is
-    /// gone since: nobody else may have them.
-    async fn offer_old_copies(self: &Rc<Self>) {
-        let old: Vec<Name> = {
-            let owned = self.owned.borrow();
-            let view = self.view();
-            let live = |id: &NodeId| view.as_ref().is_some_and(|v| v.contains(id));
-            owned
-                .iter()
-                .filter(|(_, o)| o.meta.held == Held::Superseded)
-                .filter(|(_, o)| !o.successor.as_ref().is_some_and(live))
-                .map(|(name, _)| name.clone())
-                .collect()
-        };
-        for name in old {
-            if let Err(failure) = self.offer_old_copy(&name).await {
-                tracing::debug!(checkpoint = %name, %failure, "an old copy is kept");
-            }
-        }
-    }
-
-    async fn offer_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
-        let _lock = self.lock(name).await;
-        let copies = self.locate(name).await?;
-        let mine = {
-            let owned = self.owned.borrow();
-            let Some(mine) = owned.get(name) else { return Ok(()) };
-            if mine.meta.held != Held::Superseded {
-                return Ok(());
-            }
-            mine.meta.clone()
-        };
-        // An owner's copy, or a mirror from which one is about to be recovered.
-        let others = copies.iter().filter(|(_, copy)| {
-            copy.identity.checkpoint == mine.identity.checkpoint
-                && !(copy.standing == Standing::Superseded && copy.version <= 0)
-        });
-        for (node, copy) in others {
-            match &copy.standing {
-                Standing::Owns(_) if copy.epoch > mine.epoch => return Ok(()),
-                _ => {
-                    let why = format!("{} has a copy, too ({:?})", node.id.name, copy.standing);
-                    return Err(Failure::new(FailureKind::Unavailable, why));
-                }
-            }
-        }
-        let held_here = self.mirrors.borrow().keys().any(|(n, ..)| n == name);
-        if held_here {
-            return Err(Failure::new(FailureKind::Unavailable, "a mirror is here, too"));
-        }
-        let Some(mut owned) = self.owned.borrow_mut().remove(name) else { return Ok(()) };
-        (owned.meta.epoch, owned.meta.held) = (owned.meta.epoch + 1, Held::Orphan);
-        owned.successor = None;
-        self.store.write_meta(&owned.meta).map_err(|e| internal(&e))?;
-        tracing::info!(checkpoint = %name, epoch = owned.meta.epoch, "nobody else has it: kept on");
-        self.serve(owned).await
     }
 
     /// True when every checkpoint that this node owns has its second copy.
@@ -328,10 +270,17 @@ impl Node {
                 identity: owned.meta.identity,
                 epoch: owned.meta.epoch,
                 version: newest(&owned.region),
+                synced: false,
             });
         } else if self.creating.borrow().contains(name) {
             let identity = crate::region::Identity { checkpoint: 0, generation: 0 };
-            copies.push(Copy { standing: Standing::Creating, identity, epoch: 0, version: 0 });
+            copies.push(Copy {
+                standing: Standing::Creating,
+                identity,
+                epoch: 0,
+                version: 0,
+                synced: false,
+            });
         }
         for ((n, owner, _), mirror) in self.mirrors.borrow().iter() {
             if n == name {
@@ -340,6 +289,7 @@ impl Node {
                     identity: mirror.meta.identity,
                     epoch: mirror.meta.epoch,
                     version: newest(&mirror.region),
+                    synced: mirror.region.mark().is_ok(),
                 });
             }
         }

@@ -189,6 +189,8 @@ pub struct Copy {
     pub epoch: u64,
     /// The newest version by its record.
     pub version: Version,
+    /// Its owner synced it: of a mirror only.
+    pub synced: bool,
 }
 
 /// In which way a node has a copy.

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{OpenOptionsExt, chown},
+    os::unix::fs::{FileExt, OpenOptionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commit::Extent,
+    commit::{Extent, Version},
     membership::NodeId,
     name::Name,
     region::{
@@ -278,6 +278,41 @@ impl Store {
     fn meta_path(&self, meta: &Meta) -> PathBuf {
         let region = region_name(&meta.name, meta.region);
         self.places.dir.join(region.replace(REGION_SUFFIX, META_SUFFIX))
+    }
+}
+
+impl Store {
+    /// Makes a region that begins with this version, whose payload is the first `len` bytes of a
+    /// file that was verified when it was fetched.
+    pub fn restore(
+        &self,
+        meta: Meta,
+        from: &File,
+        version: Version,
+        len: u64,
+    ) -> Result<Stored, StoreError> {
+        let stored = self.create(meta)?;
+        let payload = stored.region.layout().payload(0);
+        let mut buffer = vec![0; (1 << 20).min(len as usize)];
+        let mut at = 0;
+        while at < len {
+            let n = buffer.len().min((len - at) as usize);
+            let piece = from.read_exact_at(&mut buffer[..n], at);
+            let piece = piece.and_then(|()| {
+                let written = stored.region.mapping().write_at(payload + at, &buffer[..n]);
+                written.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+            });
+            if let Err(source) = piece {
+                self.remove(&stored.meta, &stored.path);
+                return Err(StoreError::System { path: stored.path, source });
+            }
+            at += n as u64;
+        }
+        // SAFETY: the region is new; nobody else knows it yet.
+        unsafe { stored.region.rehash(0, Extent { start: 0, end: len }, len) };
+        // SAFETY: as above.
+        unsafe { stored.region.publish(0, stored.meta.epoch, version, len) };
+        Ok(stored)
     }
 }
 

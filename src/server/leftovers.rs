@@ -1,0 +1,208 @@
+//! Copies that are nobody's present one: what this node owned before it was evicted or gave it up,
+//! mirrors that were replaced while this node did not listen, and checkpoints found damaged.
+//!
+//! Nothing is erased before a newer copy is known to be on two nodes (rule H4), and nothing comes
+//! back to life while anybody has a newer one.
+
+use std::{fs::File, rc::Rc, time::Duration};
+
+use super::{
+    mirrors::internal,
+    node::{MirrorId, Node, Owned, blocking, store_failure},
+    rpc::{Copy, Standing},
+    store::{Held, Meta, Owner},
+};
+use crate::{
+    membership::Member,
+    name::Name,
+    protocol::{Failure, FailureKind},
+    region::Identity,
+};
+
+/// Between two looks while there is something left over.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
+
+impl Node {
+    /// Looks after leftovers until the server stops.
+    pub(super) async fn run_leftovers(self: Rc<Self>) {
+        loop {
+            if self.view().is_some() {
+                self.look_after_leftovers().await;
+            }
+            if self.any_leftover() {
+                tokio::time::sleep(LOOK_AFTER).await;
+            } else {
+                self.changed.notified().await;
+            }
+        }
+    }
+
+    fn any_leftover(&self) -> bool {
+        let owned = self.owned.borrow();
+        let old = owned.values().any(|o| o.meta.held == Held::Superseded || o.damaged.is_some());
+        old || !self.left_over_mirrors().is_empty()
+    }
+
+    /// Mirrors of owners whose predecessor this node is not, and for whose recovery nobody will
+    /// ask it.
+    fn left_over_mirrors(&self) -> Vec<MirrorId> {
+        let Some(view) = self.view() else { return Vec::new() };
+        let me = self.id();
+        let left_over = |owner: &crate::membership::NodeId| {
+            view.predecessor(owner).is_none_or(|p| p.id != me)
+                && view.holders_of(owner).iter().all(|run| run.holder != me)
+        };
+        let mirrors = self.mirrors.borrow();
+        mirrors.keys().filter(|(_, owner, _)| left_over(owner)).cloned().collect()
+    }
+
+    async fn look_after_leftovers(self: &Rc<Self>) {
+        let (mut old, mut damaged) = (Vec::new(), Vec::new());
+        for (name, owned) in self.owned.borrow().iter() {
+            if owned.meta.held == Held::Superseded {
+                old.push(name.clone());
+            } else if owned.damaged.is_some() {
+                damaged.push(name.clone());
+            }
+        }
+        for name in old {
+            if let Err(failure) = self.settle_old_copy(&name).await {
+                tracing::debug!(checkpoint = %name, %failure, "an old copy is kept");
+            }
+        }
+        for name in damaged {
+            if let Err(failure) = self.restore(&name).await {
+                tracing::debug!(checkpoint = %name, %failure, "not restored yet");
+            }
+        }
+        for id in self.left_over_mirrors() {
+            let _lock = self.lock(&id.0).await;
+            let mine = self.mirrors.borrow().get(&id).map(|m| m.meta.clone());
+            let (Some(mine), Ok(copies)) = (mine, self.locate(&id.0).await) else { continue };
+            if replaced(&mine, &copies, mine.epoch) {
+                tracing::info!(checkpoint = %id.0, owner = %id.1, "an old mirror is dropped");
+                self.drop_mirror(&id).await;
+            }
+        }
+    }
+
+    /// An old copy of this node's own goes when a newer one has two copies, and comes back to life
+    /// when nobody has, or will have, a newer one.
+    async fn settle_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
+        let _lock = self.lock(name).await;
+        let copies = self.locate(name).await?;
+        let (mine, successor) = {
+            let owned = self.owned.borrow();
+            match owned.get(name) {
+                Some(o) if o.meta.held == Held::Superseded => (o.meta.clone(), o.successor.clone()),
+                _ => return Ok(()),
+            }
+        };
+        if replaced(&mine, &copies, mine.epoch + 1) {
+            tracing::info!(checkpoint = %name, "an old copy is dropped");
+            self.drop_owned(name).await;
+            return Ok(());
+        }
+        let view = self.view().ok_or_else(|| internal(&"not in a ring"))?;
+        let wait = |why: String| Err(Failure::new(FailureKind::Unavailable, why));
+        if successor.as_ref().is_some_and(|s| view.contains(s)) {
+            return wait("its successor is alive".to_owned());
+        }
+        let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
+        if let Some((node, copy)) =
+            copies.iter().find(|(_, c)| (same(c) && c.epoch > mine.epoch) || !same(c))
+        {
+            return wait(format!("node {} has epoch {}", node.id.name, copy.epoch));
+        }
+        let newer_here = {
+            let mirrors = self.mirrors.borrow();
+            mirrors.iter().any(|((n, ..), m)| n == name && m.meta.epoch > mine.epoch)
+        };
+        // A life of this node, or its successor, whose newest holder is recovering it now.
+        let recovering = view.holders.iter().find(|h| {
+            (h.owner.name == self.id().name || successor.as_ref() == Some(&h.owner))
+                && !view.contains(&h.owner)
+                && h.runs.last().is_some_and(|run| view.contains(&run.holder))
+        });
+        if newer_here || recovering.is_some() {
+            return wait("its mirror is being recovered".to_owned());
+        }
+        let Some(mut owned) = self.owned.borrow_mut().remove(name) else { return Ok(()) };
+        (owned.meta.epoch, owned.meta.held) = (owned.meta.epoch + 1, Held::Orphan);
+        owned.successor = None;
+        self.store.write_meta(&owned.meta).map_err(|e| internal(&e))?;
+        tracing::info!(checkpoint = %name, epoch = owned.meta.epoch, "nobody else has it: kept on");
+        if owned.damaged.is_some() {
+            self.owned.borrow_mut().insert(name.clone(), owned);
+            return Ok(());
+        }
+        self.serve(owned).await
+    }
+
+    /// A checkpoint whose newest version was damaged here gets it back from its mirror.
+    async fn restore(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
+        let _lock = self.lock(name).await;
+        let (mine, region) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(name).ok_or_else(|| internal(&"gone"))?;
+            (owned.meta.clone(), owned.region.clone())
+        };
+        let claimed = region.newest_by_record().map_or(0, |f| f.record.sequence);
+        let copies = self.locate(name).await?;
+        let mirror = copies.iter().find(|(_, c)| {
+            matches!(&c.standing, Standing::Holds(owner) if *owner == self.id())
+                && c.identity == mine.identity
+                && c.synced
+        });
+        let (member, _) = mirror.ok_or_else(|| {
+            Failure::new(FailureKind::Unavailable, "no synced mirror of it was found")
+        })?;
+        let root = Owner { uid: 0, gid: 0, mode: 0 };
+        let copied = self.copy_from(member, name, None, root).await?;
+        // Versions that were never mirrored can make an older slot here the newer one.
+        let checked = region.clone();
+        let whole_here = blocking(move || checked.newest_valid()).await;
+        let whole_here = whole_here.filter(|f| f.record.sequence > copied.version);
+        let version = whole_here.map_or(copied.version, |f| f.record.sequence);
+        if version < claimed {
+            tracing::warn!(
+                checkpoint = %name, claimed, version,
+                "the damaged version was never mirrored; the newest that is whole takes its place"
+            );
+        }
+        let generation = mine.identity.generation + 1;
+        let meta = Meta {
+            identity: Identity { checkpoint: mine.identity.checkpoint, generation },
+            epoch: mine.epoch + 1,
+            region: Self::draw(),
+            ..mine
+        };
+        let store = self.store.clone();
+        let file = File::from(copied.file);
+        let made = blocking(move || match whole_here {
+            Some(found) => store.copy(meta, &region, Some(found.slot)),
+            None => store.restore(meta, &file, copied.version, copied.len),
+        })
+        .await;
+        let stored = made.map_err(|e| store_failure(&e))?;
+        self.memory_bytes.set(self.memory_bytes.get() + stored.meta.bytes);
+        self.drop_owned(name).await;
+        tracing::info!(checkpoint = %name, version, "restored");
+        self.serve(Owned::new(stored)).await
+    }
+}
+
+/// Whether a copy of at least this epoch has an owner and a synced mirror.
+fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
+    let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
+    copies.iter().any(|(owner, owned)| {
+        same(owned)
+            && matches!(owned.standing, Standing::Owns(_))
+            && owned.epoch >= epoch
+            && copies.iter().any(|(_, mirror)| {
+                mirror.synced
+                    && mirror.standing == Standing::Holds(owner.id.clone())
+                    && (mirror.identity, mirror.epoch) == (owned.identity, owned.epoch)
+            })
+    })
+}
