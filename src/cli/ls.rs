@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn one_line_a_checkpoint() {
-        let name = |text| Name::new(text).unwrap();
+        let name = |text: &str| Name::new(text).unwrap();
         let listed = |mirror: Option<&str>, state| Listed {
             name: name("sched"),
             owner: name("a"),
