@@ -312,8 +312,8 @@ impl<W: Write> Story<'_, W> {
         self.tell(format_args!("The service finished.\n\n{picture}"))?;
 
         // Read back over yet another node than the one that wrote it, if there is one.
-        let others = (0..self.ring.nodes().len()).filter(|&index| index != FIRST && index != heir);
-        let reader = others.last().unwrap_or(heir);
+        let mut all = 0..self.ring.nodes().len();
+        let reader = all.rfind(|&index| index != FIRST && index != heir).unwrap_or(heir);
         let name = Name::new(CHECKPOINT).expect("a constant that is a name");
         let fetched = self.ring.node(reader).client()?.get(&name, None)?;
         let mut state = Vec::new();

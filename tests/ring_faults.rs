@@ -1,0 +1,293 @@
+//! Real servers and services that are killed, stopped and robbed of their memory.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use common::{
+    Ring, bytes_of, get, in_sync, members, name, owned, payload, poll,
+    writer::{self, Writer},
+};
+use ringkeep::{
+    Durability, Options,
+    client::CommitError,
+    protocol::{FailureKind, RingState},
+};
+
+const SEED: u64 = 0x5eed;
+
+/// Not a test: the process of [`Writer`].
+#[test]
+fn writer_process() {
+    assert_eq!(writer::ENTRY, "writer_process");
+    writer::run_if_asked();
+}
+
+#[test]
+fn a_killed_service_finds_its_last_version() {
+    let ring = Ring::start(1);
+    let client = ring.client(0);
+    let mut state = client.open("state", Options::capacity(100)).unwrap();
+    state.save(b"first", Durability::Local).unwrap();
+    state.write_at(0, b"half written, never committed").unwrap();
+    drop(state);
+    let state = poll("the writer's end to be noticed", || {
+        client.open("state", Options::capacity(100)).map_err(|e| e.to_string())
+    });
+    let saved = state.latest().unwrap().unwrap();
+    assert_eq!((saved.version(), saved.bytes()), (1, &b"first"[..]));
+}
+
+#[test]
+fn a_service_killed_while_it_commits_loses_nothing_acknowledged() {
+    let ring = Ring::start(3);
+    let socket = ring.node(0).socket();
+    let mut acknowledged = 0;
+    for _ in 0..3 {
+        let mut writer = Writer::open(&socket, "state", SEED, acknowledged);
+        assert!(writer.acknowledges(50));
+        acknowledged = writer.kill_9();
+        let (version, bytes) = get(&ring.client(1), "state");
+        assert!(version >= acknowledged);
+        assert!(bytes == payload::state(SEED, version));
+    }
+}
+
+#[test]
+fn a_killed_server_adopts_its_regions_and_the_client_goes_on_by_itself() {
+    let mut ring = Ring::start(1);
+    let mut state = ring.client(0).open("state", Options::capacity(100)).unwrap();
+    state.save(b"before", Durability::Local).unwrap();
+    ring.node_mut(0).kill_9();
+    assert_eq!(state.save(b"without a server", Durability::Local).unwrap(), 2);
+    ring.restart(0);
+    poll("the attachment to the new server", || state.ping().map_err(|e| e.to_string()));
+    assert_eq!(state.save(b"after", Durability::Local).unwrap(), 3);
+    assert_eq!(get(&ring.client(0), "state"), (3, b"after".to_vec()));
+    let status = ring.node(0).status().unwrap();
+    assert!(owned(&status, "state").unwrap().attached);
+}
+
+/// The server is back before or after it is voted out: the service either goes on by itself or is
+/// told that it is fenced, and finds everything when it opens again.
+#[test]
+fn mirrored_commits_go_on_after_their_server_was_killed() {
+    let mut ring = Ring::start(3);
+    let mut writer = Writer::open(&ring.node(0).socket(), "state", SEED, 0);
+    assert!(writer.acknowledges(20));
+    ring.node_mut(0).kill_9();
+    ring.restart(0);
+    let goes_on = writer.acknowledges(20);
+    let acknowledged = writer.kill_9();
+    ring.protected();
+    if !goes_on {
+        let mut again = Writer::open(&ring.node(0).socket(), "state", SEED, acknowledged);
+        assert!(again.acknowledges(20));
+    }
+    let (version, bytes) = get(&ring.client(2), "state");
+    assert!(version >= acknowledged);
+    assert!(bytes == payload::state(SEED, version));
+}
+
+#[test]
+fn a_dead_nodes_checkpoint_is_recovered_on_either_of_the_others() {
+    for heir_is_mirror in [true, false] {
+        let mut ring = Ring::start(3);
+        let mut writer = Writer::open(&ring.node(0).socket(), "state", SEED, 0);
+        assert!(writer.acknowledges(50));
+        let mirror = ring.predecessor(0);
+        ring.node_mut(0).kill_9();
+        let acknowledged = writer.kill_9();
+        ring.node(0).wipe_memory().unwrap();
+
+        let heir = if heir_is_mirror { mirror } else { 3 - mirror };
+        ring.wait(heir, "a view of two", |status| members(status, 2));
+        let mut writer = Writer::open(&ring.node(heir).socket(), "state", SEED, acknowledged);
+        assert!(writer.acknowledges(20), "mirrored again on the node that is left");
+        let acknowledged = writer.kill_9();
+        ring.protected();
+
+        // The dead node comes back with nothing and takes nothing over.
+        ring.restart(0);
+        ring.wait(heir, "the return", |status| members(status, 3));
+        ring.protected();
+        for node in 0..3 {
+            let (version, bytes) = get(&ring.client(node), "state");
+            assert!(version >= acknowledged, "LOST: {acknowledged}, {version} from {node}");
+            assert!(bytes == payload::state(SEED, version));
+        }
+    }
+}
+
+#[test]
+fn without_its_mirror_a_commit_waits_until_the_ring_has_another() {
+    let mut ring = Ring::start(3);
+    let options = Options::capacity(100).timeout(common::LIMIT);
+    let mut state = ring.client(0).open("state", options).unwrap();
+    state.save(b"one", Durability::Mirrored).unwrap();
+    let mirror = ring.predecessor(0);
+    ring.node_mut(mirror).kill_9();
+    ring.node(mirror).wipe_memory().unwrap();
+    assert_eq!(state.save(b"two", Durability::Mirrored).unwrap(), 2, "after the view changed");
+    let status = ring.wait(0, "the new mirror", |s| members(s, 2) && in_sync(s, "state"));
+    let other = owned(&status, "state").and_then(|c| c.mirror.clone()).unwrap().node;
+    assert_ne!(other.as_str(), ring.node(mirror).name());
+    ring.protected();
+}
+
+#[test]
+fn a_ring_that_cannot_change_its_view_acknowledges_nothing_as_mirrored() {
+    let mut ring = Ring::start(3);
+    let options = Options::capacity(100).timeout(Duration::from_secs(2));
+    let mut state = ring.client(0).open("state", options).unwrap();
+    state.save(b"one", Durability::Mirrored).unwrap();
+    // Both others at once: one of three voters decides nothing.
+    ring.node_mut(1).kill_9();
+    ring.node_mut(2).kill_9();
+    let late = state.save(b"two", Durability::Mirrored).unwrap_err();
+    assert!(matches!(late, CommitError::DurabilityNotReached { version: 2, .. }), "{late:?}");
+    ring.wait(0, "degraded", |status| status.state == RingState::Degraded);
+    let saved = state.latest().unwrap().unwrap();
+    assert_eq!((saved.version(), saved.bytes()), (2, &b"two"[..]), "it is local");
+
+    // They come back with their memory; what was only local is mirrored without being asked.
+    ring.restart(1);
+    ring.restart(2);
+    ring.wait(0, "the version to be mirrored", |status| in_sync(status, "state"));
+    poll("the service to know it", || match state.mirrored() {
+        2 => Ok(()),
+        version => {
+            let _ = state.ping();
+            Err(format!("mirrored {version}"))
+        }
+    });
+}
+
+#[test]
+fn put_says_5_when_no_mirror_is_there_in_time() {
+    let ring = Ring::start(1);
+    let args = ["put", "state", "/etc/hostname", "--durability", "mirrored", "--timeout", "10ms"];
+    let line = ring.refused(0, &args, 5);
+    assert!(line.contains("durability not reached"), "{line}");
+}
+
+/// A region's file that holds these bytes, with where they are.
+fn region_with(dir: PathBuf, bytes: &[u8]) -> (PathBuf, Vec<usize>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_file() {
+            continue;
+        }
+        let content = fs::read(&path).unwrap();
+        let windows = content.windows(bytes.len()).enumerate();
+        let found: Vec<usize> = windows.filter(|(_, w)| *w == bytes).map(|(at, _)| at).collect();
+        if !found.is_empty() {
+            return (path, found);
+        }
+    }
+    panic!("no region holds it");
+}
+
+/// Turns a bit of the content over, wherever a slot of this node has it.
+fn corrupt(ring: &Ring, node: usize, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let (path, places) = region_with(ring.node(node).dir(), bytes);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    for at in places {
+        file.write_all_at(&[bytes[0] ^ 1], at as u64).unwrap();
+    }
+}
+
+#[test]
+fn a_slot_that_was_damaged_while_the_server_was_down_is_told_and_spoils_nothing_else() {
+    let mut ring = Ring::start(1);
+    let client = ring.client(0);
+    for text in ["sound", "spoiled"] {
+        let mut state = client.open(text, Options::capacity(100)).unwrap();
+        state.save(format!("the content of {text}").as_bytes(), Durability::Local).unwrap();
+    }
+    ring.node_mut(0).kill_9();
+    corrupt(&ring, 0, b"the content of spoiled");
+    ring.restart(0);
+    let line = ring.refused(0, &["get", "spoiled"], 7);
+    assert!(line.contains("spoiled"), "{line}");
+    let verify = ring.run(0, &["verify"]);
+    assert_eq!(verify.status.code(), Some(7));
+    assert!(String::from_utf8(verify.stdout).unwrap().contains("DAMAGED"));
+    assert_eq!(ring.ok(0, &["get", "sound"]), b"the content of sound");
+    ring.ok(0, &["verify", "sound"]);
+    ring.ok(0, &["rm", "spoiled"]);
+    ring.ok(0, &["verify"]);
+}
+
+#[test]
+fn a_damaged_owners_copy_is_read_from_the_mirror() {
+    let mut ring = Ring::start(3);
+    let content = b"what both nodes have";
+    let mut state = ring.client(0).open("state", Options::capacity(100)).unwrap();
+    state.save(content, Durability::Mirrored).unwrap();
+    drop(state);
+    ring.node_mut(0).kill_9();
+    corrupt(&ring, 0, content);
+    ring.restart(0);
+    ring.protected();
+    for node in 0..3 {
+        assert_eq!(get(&ring.client(node), "state"), (1, content.to_vec()), "from {node}");
+    }
+}
+
+#[test]
+fn a_server_that_is_asked_to_end_ends_well_and_keeps_everything() {
+    let mut ring = Ring::start(1);
+    ring.ok(0, &["put", "state", "/etc/passwd", "--durability", "local"]);
+    let status = ring.node_mut(0).terminate().expect("it ends by itself");
+    assert_eq!(status.code(), Some(0));
+    assert!(!ring.node(0).socket().exists(), "its socket is removed");
+    ring.restart(0);
+    assert_eq!(ring.ok(0, &["get", "state"]), fs::read("/etc/passwd").unwrap());
+}
+
+#[test]
+fn a_member_that_leaves_is_not_waited_for() {
+    let mut ring = Ring::start(4);
+    let mut state = ring.client(0).open("state", Options::capacity(100)).unwrap();
+    state.save(b"one", Durability::Mirrored).unwrap();
+    let mirror = ring.predecessor(0);
+    assert_eq!(ring.node_mut(mirror).terminate().and_then(|status| status.code()), Some(0));
+    assert_eq!(state.save(b"two", Durability::Mirrored).unwrap(), 2);
+    ring.wait(0, "a view of three", |status| members(status, 3));
+    ring.protected();
+}
+
+/// Suspicion may be wrong: the evicted node's writer is fenced, and nothing acknowledged is lost.
+#[test]
+fn a_node_that_was_only_slow_is_fenced_and_comes_back() {
+    let ring = Ring::start(3);
+    let mut state = ring.client(0).open("state", Options::capacity(100)).unwrap();
+    state.save(b"one", Durability::Mirrored).unwrap();
+    ring.node(0).pause();
+    ring.wait(1, "a view of two", |status| members(status, 2));
+    let client = ring.client(1);
+    let mut heir = poll("the take-over", || {
+        client.open("state", Options::capacity(100)).map_err(|error| match error.kind() {
+            Some(FailureKind::Unavailable) => error.to_string(),
+            _ => panic!("{error}"),
+        })
+    });
+    assert_eq!(heir.latest().unwrap().unwrap().bytes(), b"one");
+    assert_eq!(heir.save(b"two", Durability::Mirrored).unwrap(), 2);
+    ring.node(0).resume();
+    ring.wait(1, "the return", |status| members(status, 3));
+    let late = poll("the old writer's end", || match state.save(b"late", Durability::Mirrored) {
+        Err(error @ (CommitError::Lost(_) | CommitError::Write(_))) => Ok(error),
+        Err(error) => Err(error.to_string()),
+        Ok(version) => panic!("the fenced writer was given version {version}"),
+    });
+    assert!(late.to_string().contains("fenced"), "{late}");
+    ring.protected();
+    for node in 0..3 {
+        let fetched = ring.client(node).get(&name("state"), None).unwrap();
+        assert_eq!((fetched.version, bytes_of(fetched)), (2, b"two".to_vec()), "from {node}");
+    }
+}

@@ -1,0 +1,167 @@
+//! Whatever process is killed, and whenever: an acknowledged `mirrored` version is there afterwards,
+//! byte for byte.
+//!
+//! `RINGKEEP_KILL_ROUNDS` says how many rounds, `RINGKEEP_KILL_SEED` repeats a run.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{
+    LIMIT, Ring, get, members,
+    payload::{self, Random},
+    poll,
+    writer::{self, Writer},
+};
+
+const ROUNDS_DEFAULT: u64 = 40;
+const NODES: usize = 4;
+
+/// Not a test: the process of [`Writer`].
+#[test]
+fn writer_process() {
+    assert_eq!(writer::ENTRY, "writer_process");
+    writer::run_if_asked();
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is not a number")))
+}
+
+fn fresh_seed() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(1, |since| since.as_nanos() as u64)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Service,
+    Server,
+    Both,
+    OtherServer,
+}
+
+#[test]
+fn no_kill_loses_an_acknowledged_version() {
+    let rounds = number("RINGKEEP_KILL_ROUNDS").unwrap_or(ROUNDS_DEFAULT);
+    let seed = number("RINGKEEP_KILL_SEED").unwrap_or_else(fresh_seed);
+    eprintln!("{rounds} rounds; to repeat: RINGKEEP_KILL_SEED={seed}");
+    let mut random = Random(seed);
+    let mut play = Play::start(seed);
+    for round in 0..rounds {
+        play.round(round, &mut random);
+    }
+    let acknowledged = play.writer.kill_9();
+    eprintln!("{rounds} rounds, {acknowledged} versions");
+    for node in 0..NODES {
+        let (version, bytes) = get(&play.ring.client(node), "state");
+        assert!(version >= acknowledged, "LOST: {acknowledged}, {version} from {node}");
+        assert!(bytes == payload::state(seed, version), "version {version} from {node}");
+    }
+}
+
+struct Play {
+    ring: Ring,
+    writer: Writer,
+    home: usize,
+    seed: u64,
+}
+
+impl Play {
+    fn start(seed: u64) -> Self {
+        let ring = Ring::start(NODES);
+        let writer = Writer::open(&ring.node(0).socket(), "state", seed, 0);
+        Self { ring, writer, home: 0, seed }
+    }
+
+    fn round(&mut self, round: u64, random: &mut Random) {
+        let victim = match random.below(4) {
+            0 => Victim::Service,
+            1 => Victim::Server,
+            2 => Victim::Both,
+            _ => Victim::OtherServer,
+        };
+        let wiped = victim != Victim::Service && random.below(2) == 0;
+        let other = (self.home + 1 + random.below(NODES - 1)) % NODES;
+        let moves = random.below(2) == 0;
+        eprintln!("round {round}: {victim:?} of {} (other {other}), wiped: {wiped}", self.home);
+        // When it happens is told by what the service has done, not by a clock.
+        assert!(self.writer.acknowledges(1 + random.below(30) as u64), "nobody took it over");
+        match victim {
+            Victim::Service => {
+                // Its own node still owns it: elsewhere that would be a take-over by force.
+                let acknowledged = self.writer.kill_9();
+                self.open_writer(self.home, acknowledged);
+            }
+            Victim::Server => {
+                self.kill_server(self.home, wiped);
+                self.ring.restart(self.home);
+                if !self.writer.acknowledges(5) {
+                    // Its node was voted out while its server was down: the checkpoint is
+                    // wherever the ring says.
+                    let acknowledged = self.writer.kill_9();
+                    self.open_anywhere(acknowledged);
+                }
+            }
+            Victim::Both => {
+                self.kill_server(self.home, wiped);
+                let acknowledged = self.writer.kill_9();
+                let dead = self.home;
+                if moves || wiped {
+                    let seen = "the dead node's end";
+                    self.ring.wait(other, seen, |status| members(status, NODES - 1));
+                    self.open_writer(other, acknowledged);
+                    self.ring.restart(dead);
+                } else {
+                    self.ring.restart(dead);
+                    self.open_anywhere(acknowledged);
+                }
+            }
+            Victim::OtherServer => {
+                self.kill_server(other, wiped);
+                assert!(self.writer.acknowledges(5), "its own server is alive");
+                self.ring.restart(other);
+            }
+        }
+        assert!(self.writer.acknowledges(5), "nobody else has it");
+        for node in 0..NODES {
+            self.ring.wait(node, "the whole ring", |status| members(status, NODES));
+        }
+        self.ring.protected();
+        self.check(random.below(NODES));
+    }
+
+    /// What any node hands out while the service goes on.
+    fn check(&mut self, node: usize) {
+        let acknowledged = self.writer.acknowledged;
+        let (version, bytes) = get(&self.ring.client(node), "state");
+        assert!(version >= acknowledged, "LOST: {acknowledged}, {version} from {node}");
+        assert!(bytes == payload::state(self.seed, version), "version {version} from {node}");
+    }
+
+    fn kill_server(&mut self, node: usize, wiped: bool) {
+        self.ring.node_mut(node).kill_9();
+        if wiped {
+            self.ring.node(node).wipe_memory().unwrap();
+        }
+    }
+
+    fn open_writer(&mut self, node: usize, acknowledged: u64) {
+        let socket = self.ring.node(node).socket();
+        self.writer = Writer::open(&socket, "state", self.seed, acknowledged);
+        self.home = node;
+    }
+
+    /// On the node that owns it now.
+    fn open_anywhere(&mut self, acknowledged: u64) {
+        let home = self.home;
+        let ring = &self.ring;
+        let owner = poll("the checkpoint in the ring's listing", || {
+            let listed = ring.client(home).list().map_err(|e| e.to_string())?;
+            let found = listed.iter().find(|c| c.name.as_str() == "state");
+            let owner = found.ok_or_else(|| format!("it is not in {listed:?}"))?;
+            ring.index_of(owner.owner.as_str()).ok_or_else(|| format!("{LIMIT:?}: {owner:?}"))
+        });
+        self.open_writer(owner, acknowledged);
+    }
+}
