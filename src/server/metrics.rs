@@ -4,7 +4,7 @@
 //! nothing. [`serve`] answers scrapes on the control plane's own runtime: one page, whatever was
 //! asked, to few clients at once.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
@@ -100,7 +100,7 @@ pub fn set_commits_mirrored(total: u64) {
 /// [`tokio::task::LocalSet`].
 pub fn serve(listener: TcpListener, handle: PrometheusHandle) -> JoinHandle<()> {
     tokio::task::spawn_local(async move {
-        let slots = std::sync::Arc::new(Semaphore::new(CLIENTS_MAX));
+        let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             // More clients than slots wait in the listener's backlog.
             let Ok(slot) = slots.clone().acquire_owned().await else { return };

@@ -6,12 +6,14 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `noise` | the handshake with the cluster key, frames and messages |
+//! | `noise` | the handshake with the cluster key |
+//! | `connection` | frames and messages after it |
 //! | `outgoing` | one destination: its bounded queue, dialing, backing off |
 //! | `listener` | the port: who is let in, what strangers may cost |
 //!
 //! Everything runs on one thread, in a [`tokio::task::LocalSet`].
 
+mod connection;
 mod error;
 mod listener;
 mod noise;

@@ -1,4 +1,4 @@
-//! One authenticated, encrypted connection: the handshake and the frames after it.
+//! The handshake that shows the cluster key, and who may begin it.
 //!
 //! ```text
 //! dialer → acceptor   magic 4 │ version 2 │ Noise e 48
@@ -15,15 +15,15 @@ use std::{
 };
 
 use rustix::net::sockopt;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use snow::{HandshakeState, TransportState};
+use serde::{Deserialize, Serialize};
+use snow::HandshakeState;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
 
-use super::{CONTROL_MAGIC, LinkError, MESSAGE_BYTES_MAX, PROTOCOL_VERSION};
+use super::{CONTROL_MAGIC, LinkError, PROTOCOL_VERSION, connection::Channel};
 use crate::{
     cluster_key::{CLUSTER_KEY_LEN, ClusterKey},
     membership::{NodeId, Peer},
@@ -36,20 +36,14 @@ const WELL_KNOWN_KEY: [u8; CLUSTER_KEY_LEN] = *b"ringkeep: no key, loopback only
 
 /// An ephemeral public key and the tag over an empty payload.
 const HANDSHAKE_BYTES: usize = 32 + TAG_BYTES;
-const TAG_BYTES: usize = 16;
-const FRAME_BYTES_MAX: usize = u16::MAX as usize;
-const CHUNK_BYTES_MAX: usize = FRAME_BYTES_MAX - TAG_BYTES;
-const LENGTH_BYTES: usize = 4;
-/// A hello and its answer hold two names and an address.
-const HELLO_BYTES_MAX: usize = 1024;
+/// What sealing adds.
+pub(super) const TAG_BYTES: usize = 16;
 /// What a refused dialer may still have under way.
 const DRAIN_BYTES_MAX: u64 = 4096;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the whole handshake may take.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a frame may wait for the peer to take it.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const USER_TIMEOUT_MILLIS: u32 = 5_000;
 
 /// The acceptor's first byte.
@@ -191,118 +185,4 @@ fn handshake(key: Option<&ClusterKey>, initiator: bool) -> Result<HandshakeState
         if initiator { builder.build_initiator() } else { builder.build_responder() }
     };
     build().map_err(LinkError::Noise)
-}
-
-/// A connection after its handshake.
-#[derive(Debug)]
-pub(super) struct Channel {
-    stream: TcpStream,
-    noise: TransportState,
-    sealed: Vec<u8>,
-    open: Vec<u8>,
-}
-
-impl Channel {
-    fn new(stream: TcpStream, noise: HandshakeState) -> Result<Self, LinkError> {
-        let noise = noise.into_transport_mode().map_err(LinkError::Noise)?;
-        Ok(Self { stream, noise, sealed: Vec::new(), open: Vec::new() })
-    }
-
-    /// Sends one message. After an error the connection is of no use any more.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
-        let len = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= MESSAGE_BYTES_MAX);
-        let len = len.ok_or(LinkError::Malformed("a message over the limit"))?;
-        let (first, rest) = bytes.split_at(bytes.len().min(CHUNK_BYTES_MAX - LENGTH_BYTES));
-        self.open.clear();
-        self.open.extend_from_slice(&len.to_le_bytes());
-        self.open.extend_from_slice(first);
-        self.write_frame().await?;
-        for chunk in rest.chunks(CHUNK_BYTES_MAX) {
-            self.open.clear();
-            self.open.extend_from_slice(chunk);
-            self.write_frame().await?;
-        }
-        Ok(())
-    }
-
-    /// The next message.
-    pub(super) async fn receive(&mut self) -> Result<Vec<u8>, LinkError> {
-        self.receive_at_most(MESSAGE_BYTES_MAX).await
-    }
-
-    /// Returns when the other end has closed, or says something where it has nothing to say. Can be
-    /// dropped and called again.
-    pub(super) async fn closed(&self) -> LinkError {
-        loop {
-            if let Err(error) = self.stream.readable().await {
-                return error.into();
-            }
-            match self.stream.try_read(&mut [0]) {
-                Ok(0) => return LinkError::Closed,
-                Ok(_) => return LinkError::Malformed("an answer where there is none"),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return error.into(),
-            }
-        }
-    }
-
-    async fn receive_at_most(&mut self, max: usize) -> Result<Vec<u8>, LinkError> {
-        self.read_frame().await?;
-        let Some((length, first)) = self.open.split_first_chunk::<LENGTH_BYTES>() else {
-            return Err(LinkError::Malformed("a frame without a length"));
-        };
-        let len = u32::from_le_bytes(*length) as usize;
-        if len > max {
-            return Err(LinkError::Malformed("a message over the limit"));
-        }
-        // It grows with what arrives, not with what was announced.
-        let mut message = first.to_vec();
-        while message.len() < len {
-            self.read_frame().await?;
-            if self.open.is_empty() {
-                return Err(LinkError::Malformed("an empty frame"));
-            }
-            message.extend_from_slice(&self.open);
-        }
-        if message.len() > len {
-            return Err(LinkError::Malformed("a frame beyond its message"));
-        }
-        Ok(message)
-    }
-
-    async fn tell<T: Serialize>(&mut self, what: &T) -> Result<(), LinkError> {
-        let bytes = postcard::to_stdvec(what).map_err(|_| LinkError::Malformed("a hello"))?;
-        self.send(&bytes).await
-    }
-
-    async fn hear<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
-        let bytes = self.receive_at_most(HELLO_BYTES_MAX).await?;
-        postcard::from_bytes(&bytes).map_err(|_| LinkError::Malformed("a hello"))
-    }
-
-    async fn write_frame(&mut self) -> Result<(), LinkError> {
-        self.sealed.resize(2 + self.open.len() + TAG_BYTES, 0);
-        let len = self
-            .noise
-            .write_message(&self.open, &mut self.sealed[2..])
-            .map_err(LinkError::Noise)?;
-        let prefix = u16::try_from(len).map_err(|_| LinkError::Malformed("a frame too long"))?;
-        self.sealed[..2].copy_from_slice(&prefix.to_le_bytes());
-        timeout(WRITE_TIMEOUT, self.stream.write_all(&self.sealed[..2 + len])).await??;
-        Ok(())
-    }
-
-    async fn read_frame(&mut self) -> Result<(), LinkError> {
-        let len = usize::from(self.stream.read_u16_le().await?);
-        if len < TAG_BYTES {
-            return Err(LinkError::Malformed("a frame too short to be sealed"));
-        }
-        self.sealed.resize(len, 0);
-        self.stream.read_exact(&mut self.sealed).await?;
-        self.open.resize(len, 0);
-        let len =
-            self.noise.read_message(&self.sealed, &mut self.open).map_err(LinkError::Noise)?;
-        self.open.truncate(len);
-        Ok(())
-    }
 }

@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     Event, Inner, LinkError, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX,
-    noise::{self, Channel, Hello},
+    connection::Channel,
+    noise::{self, Hello},
 };
 use crate::membership::{NodeId, Peer};
 
