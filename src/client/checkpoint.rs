@@ -477,14 +477,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Fails with [`RequestError::NoServer`] when the server is gone and no other has taken its
-    /// place; attaches to a new one otherwise.
+    /// Looks whether the server is there, and attaches again to one that restarted.
+    ///
+    /// # Errors
+    /// [`RequestError::NoServer`] when there is none at present. Local commits go on working.
     pub fn ping(&mut self) -> Result<(), RequestError> {
-        if self.link.seems_dead() {
-            return match self.attach_again(Instant::now()) {
-                Ok(()) if self.link.seems_dead() => Err(self.link.no_server()),
-                _ => Ok(()),
-            };
+        // What the attachment's loss means for this writer is told by its next commit.
+        if self.link.hung_up() && self.attach_again(Instant::now()).is_ok() && self.link.hung_up() {
+            return Err(self.link.no_server());
         }
         Ok(())
     }

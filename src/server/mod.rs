@@ -59,7 +59,7 @@ use crate::{
 };
 
 /// Told to people whose large checkpoints lie in ordinary pages.
-pub(crate) const HUGEPAGES_HINT: &str = "no huge pages: large checkpoints lie in ordinary memory; \
+pub(crate) const HUGEPAGES_HINT: &str = "no room in huge pages: large checkpoints lie in ordinary memory; \
     `ringkeep doctor` shows the commands that give huge pages";
 
 /// What a server runs with. Made from flags, environment and file by the command line.

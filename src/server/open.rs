@@ -1,6 +1,6 @@
 //! Opening a checkpoint: attach, make, enlarge, or take over from another node.
 
-use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{fs::File, os::fd::OwnedFd, path::Path, rc::Rc, time::Duration};
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::time::Instant;
@@ -294,13 +294,15 @@ impl Node {
             epoch: owned.meta.epoch,
             bytes: owned.meta.bytes,
             mirrored: ring_mirrors,
-            warning: self.lost_warning(name, version).or_else(|| self.hugepage_warning(bytes)),
+            warning: self
+                .lost_warning(name, version)
+                .or_else(|| self.hugepage_warning(bytes, &owned.path)),
         };
         Ok(Attached { opened, descriptors: [file.into(), handover, doorbell, wake], number })
     }
 
-    fn hugepage_warning(&self, bytes: u64) -> Option<String> {
-        let worth_it = bytes >= 16 << 20 && !self.store.has_hugepages();
+    fn hugepage_warning(&self, bytes: u64, path: &Path) -> Option<String> {
+        let worth_it = bytes >= 16 << 20 && path.starts_with(&self.config.dir);
         worth_it.then(|| super::HUGEPAGES_HINT.to_owned())
     }
 
@@ -543,7 +545,8 @@ pub(super) fn no_version(name: &Name, version: Version) -> Failure {
 }
 
 pub(super) fn permission(name: &Name) -> Failure {
-    let why = format!("{name} belongs to another user, and its mode does not let you do this");
+    let why =
+        format!("permission denied: {name} belongs to another user, and its mode forbids this");
     Failure::new(FailureKind::Permission, why)
 }
 
