@@ -64,6 +64,8 @@ struct Play {
     ring: Ring,
     writer: Writer,
     home: usize,
+    /// Its server was killed since the service opened the checkpoint.
+    may_be_fenced: bool,
     seed: u64,
 }
 
@@ -71,7 +73,7 @@ impl Play {
     fn start(seed: u64) -> Self {
         let ring = Ring::start(NODES);
         let writer = Writer::open(&ring.node(0).socket(), "state", seed, 0);
-        Self { ring, writer, home: 0, seed }
+        Self { ring, writer, home: 0, may_be_fenced: false, seed }
     }
 
     fn round(&mut self, round: u64, random: &mut Random) {
@@ -86,7 +88,7 @@ impl Play {
         let moves = random.below(2) == 0;
         eprintln!("round {round}: {victim:?} of {} (other {other}), wiped: {wiped}", self.home);
         // When it happens is told by what the service has done, not by a clock.
-        assert!(self.writer.acknowledges(1 + random.below(30) as u64), "nobody took it over");
+        self.go_on(1 + random.below(30) as u64);
         match victim {
             Victim::Service => {
                 // Its own node still owns it: elsewhere that would be a take-over by force.
@@ -96,12 +98,7 @@ impl Play {
             Victim::Server => {
                 self.kill_server(self.home, wiped);
                 self.ring.restart(self.home);
-                if !self.writer.acknowledges(5) {
-                    // Its node was voted out while its server was down: the checkpoint is
-                    // wherever the ring says.
-                    let acknowledged = self.writer.kill_9();
-                    self.open_anywhere(acknowledged);
-                }
+                self.may_be_fenced = true;
             }
             Victim::Both => {
                 self.kill_server(self.home, wiped);
@@ -119,16 +116,27 @@ impl Play {
             }
             Victim::OtherServer => {
                 self.kill_server(other, wiped);
-                assert!(self.writer.acknowledges(5), "its own server is alive");
+                self.go_on(5);
                 self.ring.restart(other);
             }
         }
-        assert!(self.writer.acknowledges(5), "nobody else has it");
         for node in 0..NODES {
             self.ring.wait(node, "the whole ring", |status| members(status, NODES));
         }
+        self.go_on(5);
         self.ring.protected();
         self.check(random.below(NODES));
+    }
+
+    /// Waits for more acknowledged versions. A service whose node was voted out while its server
+    /// was down is fenced; it finds its checkpoint where the ring says.
+    fn go_on(&mut self, versions: u64) {
+        if !self.writer.acknowledges(versions) {
+            assert!(self.may_be_fenced, "its server was not killed: nobody took it over");
+            let acknowledged = self.writer.kill_9();
+            self.open_anywhere(acknowledged);
+            assert!(self.writer.acknowledges(versions), "nobody else has it");
+        }
     }
 
     /// What any node hands out while the service goes on.
@@ -149,6 +157,7 @@ impl Play {
     fn open_writer(&mut self, node: usize, acknowledged: u64) {
         let socket = self.ring.node(node).socket();
         self.writer = Writer::open(&socket, "state", self.seed, acknowledged);
+        self.may_be_fenced = false;
         self.home = node;
     }
 

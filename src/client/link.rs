@@ -165,7 +165,13 @@ impl Link {
             return false;
         }
         self.tried = Some(now);
-        self.producer.condition() == Condition::Stopping || self.sleep(now) == Woke::ServerGone
+        self.hung_up()
+    }
+
+    /// True when the server has closed the connection, or says that it is about to.
+    pub(super) fn hung_up(&self) -> bool {
+        self.producer.condition() == Condition::Stopping
+            || self.sleep(Instant::now()) == Woke::ServerGone
     }
 
     /// Attaches again to the restarted server; tries until the deadline, at least once.

@@ -21,8 +21,10 @@ use crate::{
     transport::{MemoryId, RemoteKey, Segment},
 };
 
-/// A right to read ends by itself after this time.
-const GRANT_LIFETIME: Duration = Duration::from_secs(120);
+/// A right to read ends by itself after this time, and this much more for each GiB: a reader that
+/// died must not keep a writer from its slot for long.
+const GRANT_LIFETIME: Duration = Duration::from_secs(3);
+const GRANT_LIFETIME_PER_GIB: Duration = Duration::from_secs(10);
 /// Tries to copy a version that its writer overwrites meanwhile.
 const TRIES: usize = 5;
 
@@ -72,7 +74,12 @@ impl Node {
         });
         copies.retain(|(_, copy)| copy.standing != Standing::Creating);
         for (member, _) in &copies {
-            match self.copy_from(member, name, version, caller).await {
+            let mut copied = self.copy_from(member, name, version, caller).await;
+            if copied.as_ref().is_err_and(|e| e.kind == FailureKind::Unavailable) {
+                // The connection may have been one that only this end still believed in.
+                copied = self.copy_from(member, name, version, caller).await;
+            }
+            match copied {
                 Ok(copied) => return Ok(copied),
                 Err(e) if e.kind == FailureKind::Permission => return Err(e),
                 Err(e) => failure = failure.or(Some(e)),
@@ -138,9 +145,7 @@ impl Node {
     ) -> Result<Copied, Failure> {
         self.link(from).await?;
         let request = Request::Fetch { name: name.clone(), version, caller };
-        let Reply::Granted(grant) = self.call(from, request, LONG_CALL_TIMEOUT).await? else {
-            return Err(internal(&"an answer to something else"));
-        };
+        let grant = self.call_for_grant(from, request).await?;
         let copied = self.read_copy(from, name, &grant).await;
         // Lost, it ends by itself.
         self.cast(from, Request::Fetched { key: grant.key });
@@ -186,6 +191,25 @@ impl Node {
         }
     }
 
+    /// Asks for a right to read over this node's data connection. Should the peer not know that
+    /// connection, a new one is made the next time.
+    pub(super) async fn call_for_grant(
+        &self,
+        to: &Member,
+        request: Request,
+    ) -> Result<Grant, Failure> {
+        match self.call(to, request, LONG_CALL_TIMEOUT).await {
+            Ok(Reply::Granted(grant)) => Ok(grant),
+            Ok(_) => Err(internal(&"an answer to something else")),
+            Err(failure) => {
+                if failure.kind == FailureKind::Unavailable {
+                    self.forget_link(&to.id);
+                }
+                Err(failure)
+            }
+        }
+    }
+
     /// A peer wants to read a version.
     pub(super) async fn fetch(
         self: &Rc<Self>,
@@ -214,7 +238,11 @@ impl Node {
         match found {
             Ok((slot, record)) => {
                 let version = Some((slot as u32, record));
-                self.grant_read(from, &meta, &region, version, pinned).await
+                let granted = self.grant_read(from, &meta, &region, version, pinned).await;
+                if let (Err(_), Some(slot)) = (&granted, pinned) {
+                    self.data_plane.send(Command::Unpin { name, slot })?;
+                }
+                granted
             }
             Err(error) => {
                 if let Some(slot) = pinned {
@@ -232,11 +260,13 @@ impl Node {
     }
 
     /// Notes what ends with a right to read; it ends by itself when the reader says nothing.
-    pub(super) fn remember_grant(&self, key: RemoteKey, granted: Granted) {
+    pub(super) fn remember_grant(&self, key: RemoteKey, granted: Granted, len: u64) {
+        let lifetime =
+            GRANT_LIFETIME + GRANT_LIFETIME_PER_GIB.mul_f64(len as f64 / (1u64 << 30) as f64);
         self.grants.borrow_mut().insert(key.key, granted);
         let Some(node) = self.this.upgrade() else { return };
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(GRANT_LIFETIME).await;
+            tokio::time::sleep(lifetime).await;
             node.end_grant(key).await;
         });
     }

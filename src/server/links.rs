@@ -12,20 +12,21 @@ use super::{
 use crate::{
     membership::{Member, NodeId},
     protocol::{Failure, FailureKind},
+    transport::ConnId,
 };
 
 impl Node {
     /// Makes sure that work can be posted towards a peer.
     pub(super) async fn link(&self, to: &Member) -> Result<(), Failure> {
         let waiting = match self.links.borrow().get(&to.id) {
-            Some(Link::Up) => return Ok(()),
+            Some(Link::Up(_)) => return Ok(()),
             Some(Link::Connecting(notify)) => Some(notify.clone()),
             None => None,
         };
         if let Some(notify) = waiting {
             notify.notified().await;
             return match self.links.borrow().get(&to.id) {
-                Some(Link::Up) => Ok(()),
+                Some(Link::Up(_)) => Ok(()),
                 _ => Err(no_link(&to.id)),
             };
         }
@@ -33,14 +34,14 @@ impl Node {
         self.links.borrow_mut().insert(to.id.clone(), Link::Connecting(notify.clone()));
         let made = self.make_link(to).await;
         match &made {
-            Ok(()) => self.links.borrow_mut().insert(to.id.clone(), Link::Up),
+            Ok(conn) => self.links.borrow_mut().insert(to.id.clone(), Link::Up(*conn)),
             Err(_) => self.links.borrow_mut().remove(&to.id),
         };
         notify.notify_waiters();
-        made
+        made.map(drop)
     }
 
-    async fn make_link(&self, to: &Member) -> Result<(), Failure> {
+    async fn make_link(&self, to: &Member) -> Result<ConnId, Failure> {
         let peer = to.id.clone();
         let offer = self.data_plane.ask(|reply| Command::Offer { peer, reply }).await?;
         let offer = offer.map_err(|e| Failure::new(FailureKind::Internal, e.to_string()))?;
@@ -62,10 +63,18 @@ impl Node {
         Ok(Reply::Link { answer })
     }
 
-    /// The connection towards this peer is gone, or must not be used any more.
+    /// The connection towards this peer must not be used any more.
     pub(super) fn forget_link(&self, peer: &NodeId) {
         let mut links = self.links.borrow_mut();
-        if matches!(links.get(peer), Some(Link::Up)) {
+        if matches!(links.get(peer), Some(Link::Up(_))) {
+            links.remove(peer);
+        }
+    }
+
+    /// This connection ended; a newer one towards the same peer is not meant.
+    pub(super) fn link_down(&self, peer: &NodeId, conn: ConnId) {
+        let mut links = self.links.borrow_mut();
+        if matches!(links.get(peer), Some(Link::Up(up)) if *up == conn) {
             links.remove(peer);
         }
     }

@@ -31,7 +31,7 @@ impl Node {
             Notice::Released { name, holder, confirmed } => {
                 tracing::debug!(checkpoint = %name, %holder, confirmed, "a mirror was let go");
             }
-            Notice::LinkDown { peer } => self.forget_link(&peer),
+            Notice::LinkDown { peer, conn } => self.link_down(&peer, conn),
             Notice::Fenced { name, holder } => {
                 tracing::warn!(checkpoint = %name, %holder, "the holder refused a commit: fenced");
             }
@@ -41,20 +41,40 @@ impl Node {
         }
     }
 
+    /// Asks a holder for a mirror. One question at a time: the holder answers each with a new key
+    /// that ends the one before, so an answer to an older question is worth nothing.
     async fn need_mirror(&self, name: Name, holder: NodeId) {
-        let command = match self.prepare_at(&name, &holder).await {
-            Ok(command) => command,
-            Err(failure) => {
-                tracing::debug!(checkpoint = %name, %holder, %failure, "no mirror yet");
-                if failure.kind == FailureKind::NoSpace && !self.warned.replace(true) {
-                    tracing::warn!(%holder, %failure, "the predecessor has no room for a mirror");
+        let id = (name, holder);
+        if let Some(again) = self.preparing.borrow_mut().get_mut(&id) {
+            *again = true;
+            return;
+        }
+        self.preparing.borrow_mut().insert(id.clone(), false);
+        let command = loop {
+            let prepared = self.prepare_at(&id.0, &id.1).await;
+            let outdated = self.preparing.borrow_mut().insert(id.clone(), false) == Some(true);
+            match prepared {
+                Ok(command) if !outdated => break command,
+                Ok(_) => {}
+                Err(failure) => {
+                    self.no_mirror_yet(&id, &failure);
+                    tokio::time::sleep(RETRY_AFTER).await;
+                    let (name, holder) = id.clone();
+                    break Command::MirrorLost { name, holder };
                 }
-                tokio::time::sleep(RETRY_AFTER).await;
-                Command::MirrorLost { name, holder }
             }
         };
+        self.preparing.borrow_mut().remove(&id);
         // A data plane that is gone ends the server elsewhere.
         let _ = self.data_plane.send(command);
+    }
+
+    fn no_mirror_yet(&self, (name, holder): &(Name, NodeId), failure: &Failure) {
+        if failure.kind == FailureKind::NoSpace && !self.warned.replace(true) {
+            tracing::warn!(%holder, %failure, "the predecessor has no room for a mirror");
+        } else {
+            tracing::debug!(checkpoint = %name, %holder, %failure, "no mirror yet");
+        }
     }
 
     async fn prepare_at(&self, name: &Name, holder: &NodeId) -> Result<Command, Failure> {
@@ -130,7 +150,7 @@ impl Node {
     pub(super) async fn prepare(&self, from: NodeId, wanted: Prepare) -> Result<Reply, Failure> {
         let Prepare { name, identity, layout, epoch, view, owner } = wanted;
         let _lock = self.lock(&name).await;
-        let ours = self.view().filter(|v| v.contains(&from)).ok_or_else(|| {
+        self.view().filter(|v| v.contains(&from)).ok_or_else(|| {
             Failure::new(FailureKind::Fenced, "you are not in my view of the ring")
         })?;
         if self.knows_newer(&name, identity.checkpoint, epoch) {
@@ -159,7 +179,7 @@ impl Node {
                 self.mirrors.borrow_mut().insert(id.clone(), mirror);
             }
         }
-        self.grant_mirror(&id, epoch, view.max(ours.number.min(view))).await
+        self.grant_mirror(&id, epoch, view).await
     }
 
     async fn grant_mirror(&self, id: &MirrorId, epoch: u64, view: u64) -> Result<Reply, Failure> {

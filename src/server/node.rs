@@ -25,7 +25,7 @@ use crate::{
     name::Name,
     protocol::{Failure, FailureKind},
     region::{Region, files::CreateError},
-    transport::{Kind, MemoryId, RemoteKey},
+    transport::{ConnId, Kind, MemoryId, RemoteKey},
 };
 
 /// How long a peer may take to answer.
@@ -73,7 +73,7 @@ pub(super) type MirrorId = (Name, NodeId, u64);
 /// How a link towards a peer is.
 pub(super) enum Link {
     Connecting(Rc<Notify>),
-    Up,
+    Up(ConnId),
 }
 
 /// What everything on the control plane's thread shares.
@@ -93,6 +93,8 @@ pub(super) struct Node {
     /// Per owned checkpoint, the view of its mirror's mark.
     pub(super) synced_views: RefCell<HashMap<Name, u64>>,
     pub(super) creating: RefCell<std::collections::HashSet<Name>>,
+    /// Mirrors that holders are being asked for; true when one was lost again meanwhile.
+    pub(super) preparing: RefCell<HashMap<(Name, NodeId), bool>>,
     pub(super) links: RefCell<HashMap<NodeId, Link>>,
     /// Rights to read that were given out, with what must be undone.
     pub(super) grants: RefCell<HashMap<u64, super::fetch::Granted>>,
@@ -143,6 +145,7 @@ impl Node {
             mirrors: RefCell::default(),
             synced_views: RefCell::default(),
             creating: RefCell::default(),
+            preparing: RefCell::default(),
             links: RefCell::default(),
             grants: RefCell::default(),
             recovering: RefCell::default(),

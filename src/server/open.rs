@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     data_plane::{Attachment, Command},
     mirrors::internal,
-    node::{LONG_CALL_TIMEOUT, Node, Owned, blocking},
+    node::{Node, Owned, blocking},
     rpc::{Copy, Grant, Reply, Request, Standing},
     store::{Held, Meta, Owner, is_writer, open_for_client},
 };
@@ -320,7 +320,9 @@ impl Node {
         }
         let (meta, path) = {
             let owned = self.owned.borrow();
-            let owned = owned.get(&name).ok_or_else(|| no_such(&name))?;
+            // The writer's node was voted out, and the checkpoint is somebody else's by now.
+            let fenced = || Failure::new(FailureKind::Fenced, format!("{name} was taken over"));
+            let owned = owned.get(&name).ok_or_else(fenced)?;
             (owned.meta.clone(), owned.path.clone())
         };
         let shown = File::from(shown);
@@ -361,9 +363,7 @@ impl Node {
         self.link(from).await?;
         let (name, caller, force) = (wish.name.clone(), wish.caller, wish.take_over);
         let request = Request::TakeOver { name, force, caller };
-        let Reply::Granted(grant) = self.call(from, request, LONG_CALL_TIMEOUT).await? else {
-            return Err(internal(&"an answer to something else"));
-        };
+        let grant = self.call_for_grant(from, request).await?;
         let meta = Meta {
             name: wish.name.clone(),
             identity: Identity {
@@ -522,7 +522,8 @@ impl Node {
             }
         };
         let granted = super::fetch::Granted { memory, name: meta.name.clone(), pinned };
-        self.remember_grant(key, granted);
+        let len = version.map_or(0, |(_, record)| record.len);
+        self.remember_grant(key, granted, len);
         Ok(Reply::Granted(Grant {
             key,
             layout: meta.layout,

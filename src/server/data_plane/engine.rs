@@ -411,7 +411,7 @@ impl Engine {
     fn closed(&mut self, conn: ConnId, now_ns: u64) {
         let Some(peer) = self.links.closed(conn) else { return };
         tracing::info!(%peer, "the data connection ended");
-        self.channels.tell(Notice::LinkDown { peer: peer.clone() });
+        self.channels.tell(Notice::LinkDown { peer: peer.clone(), conn });
         self.holder_lost(&peer, now_ns);
     }
 

@@ -61,13 +61,13 @@ impl Links {
         peer: NodeId,
         answer: &[u8],
         address: std::net::SocketAddr,
-    ) -> Result<(), ConnectError> {
+    ) -> Result<ConnId, ConnectError> {
         let Some(Outgoing::Offered(conn)) = self.outgoing.get(&peer).copied() else {
             return Err(ConnectError::WrongState);
         };
         transport.finish(conn, answer, address)?;
         self.outgoing.insert(peer, Outgoing::Up(conn));
-        Ok(())
+        Ok(conn)
     }
 
     /// The connection on which work can be posted.

@@ -36,7 +36,8 @@ use crate::{
     name::Name,
     region::{Region, mapping::Mapping},
     transport::{
-        Access, ConnectError, MemoryError, MemoryId, RemoteKey, Segment, Stamp, Terms, Transport,
+        Access, ConnId, ConnectError, MemoryError, MemoryId, RemoteKey, Segment, Stamp, Terms,
+        Transport,
     },
 };
 
@@ -85,7 +86,7 @@ pub enum Command {
         peer: NodeId,
         answer: Vec<u8>,
         address: SocketAddr,
-        reply: Reply<Result<(), ConnectError>>,
+        reply: Reply<Result<ConnId, ConnectError>>,
     },
     /// Close all connections with this peer.
     Unlink { peer: NodeId },
@@ -162,7 +163,7 @@ pub enum Notice {
     /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
     Released { name: Name, holder: NodeId, confirmed: bool },
     /// The connection that this node opened towards this peer ended.
-    LinkDown { peer: NodeId },
+    LinkDown { peer: NodeId, conn: ConnId },
     /// The holder refused a commit: this node is fenced for this checkpoint.
     Fenced { name: Name, holder: NodeId },
     /// The client wrote nonsense into its hand-over memory and was let go.
