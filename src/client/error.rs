@@ -118,8 +118,17 @@ pub enum CommitError {
     },
     /// The update could not be written; nothing was committed.
     #[error(transparent)]
-    Write(#[from] WriteError),
+    Write(WriteError),
     /// Somebody else owns the checkpoint; nothing was committed.
     #[error(transparent)]
     Lost(#[from] OwnershipError),
+}
+
+impl From<WriteError> for CommitError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Lost(lost) => Self::Lost(lost),
+            other => Self::Write(other),
+        }
+    }
 }

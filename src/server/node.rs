@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
     path::PathBuf,
     rc::Rc,
@@ -30,6 +30,10 @@ use crate::{
 
 /// How long a peer may take to answer.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// An unanswered question is asked again after this time.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(400);
+/// Answers kept for being repeated.
+const ANSWERS_MAX: usize = 256;
 /// How long a peer may take for work that grows with a checkpoint's size.
 pub(super) const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -69,6 +73,9 @@ pub(super) struct Mirror {
 
 /// Which mirror: a name can have several while it moves.
 pub(super) type MirrorId = (Name, NodeId, u64);
+
+/// A peer's question by its number, and the answer once there is one.
+type Answered = ((NodeId, u64), Option<Result<Reply, Failure>>);
 
 /// How a link towards a peer is.
 pub(super) enum Link {
@@ -113,6 +120,7 @@ pub(super) struct Node {
     pub(super) this: std::rc::Weak<Node>,
     calls: RefCell<HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>>,
     last_call: Cell<u64>,
+    answers: RefCell<VecDeque<Answered>>,
     locks: RefCell<HashMap<Name, Arc<Mutex<()>>>>,
 }
 
@@ -158,7 +166,9 @@ impl Node {
             cluster,
             this: this.clone(),
             calls: RefCell::default(),
-            last_call: Cell::new(0),
+            // A restarted server may be the same member: its questions must not look like old ones.
+            last_call: Cell::new(Self::draw()),
+            answers: RefCell::default(),
             locks: RefCell::default(),
         })
     }
@@ -207,27 +217,69 @@ impl Node {
         }
     }
 
-    /// Asks a member and waits for its answer.
+    /// Asks a member and waits for its answer. A question or answer that was lost with a
+    /// connection is sent again; the member does each thing that it is asked once.
     pub(super) async fn call(
         &self,
         to: &Member,
         body: Request,
         timeout: Duration,
     ) -> Result<Reply, Failure> {
-        let id = self.last_call.get() + 1;
+        let id = self.last_call.get().wrapping_add(1).max(1);
         self.last_call.set(id);
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         self.calls.borrow_mut().insert(id, reply);
-        self.tell(&Peer::from(to), &PeerMessage::Request { id, body });
-        let answer = tokio::time::timeout(timeout, answer).await;
+        let (peer, message) = (Peer::from(to), PeerMessage::Request { id, body });
+        let deadline = tokio::time::Instant::now() + timeout;
+        let answer = loop {
+            self.tell(&peer, &message);
+            if let Ok(answer) = tokio::time::timeout(ASK_AGAIN_AFTER, &mut answer).await {
+                break answer.ok();
+            }
+            let gone = self.view().is_none_or(|view| view.member(&to.id).is_none());
+            if gone || tokio::time::Instant::now() >= deadline {
+                break None;
+            }
+        };
         self.calls.borrow_mut().remove(&id);
-        match answer {
-            Ok(Ok(result)) => result,
-            _ => Err(Failure::new(
+        answer.unwrap_or_else(|| {
+            Err(Failure::new(
                 FailureKind::Unavailable,
                 format!("node {} does not answer; see `ringkeep status`", to.id.name),
-            )),
+            ))
+        })
+    }
+
+    /// Does what a peer asks, once, and answers. A question that is being worked on is not begun
+    /// again; the answer to one that is done is repeated.
+    pub(super) async fn answer(self: Rc<Self>, from: Peer, id: u64, body: Request) {
+        if id == 0 {
+            // Nobody waits for an answer.
+            let _ = self.request(&from, body).await;
+            return;
         }
+        let question = (from.id.clone(), id);
+        let known = self.answers.borrow().iter().find(|(q, _)| *q == question).cloned();
+        match known {
+            Some((_, None)) => return,
+            Some((_, Some(body))) => return self.tell(&from, &PeerMessage::Reply { id, body }),
+            None => {}
+        }
+        self.answers.borrow_mut().push_back((question.clone(), None));
+        let body = self.request(&from, body).await;
+        {
+            let mut answers = self.answers.borrow_mut();
+            if let Some(known) = answers.iter_mut().find(|(q, _)| *q == question) {
+                known.1 = Some(body.clone());
+            }
+            // The oldest that is done goes; what is being worked on stays.
+            if answers.len() > ANSWERS_MAX
+                && let Some(done) = answers.iter().position(|(_, answer)| answer.is_some())
+            {
+                answers.remove(done);
+            }
+        }
+        self.tell(&from, &PeerMessage::Reply { id, body });
     }
 
     /// Asks a member and does not wait; an answer is not looked at.

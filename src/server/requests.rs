@@ -30,19 +30,18 @@ impl Node {
             }
             Ok(PeerMessage::Reply { id, body }) => self.answered(id, body),
             Ok(PeerMessage::Request { id, body }) => {
-                let node = self.clone();
-                tokio::task::spawn_local(async move {
-                    let body = node.request(&from, body).await;
-                    if id != 0 {
-                        node.tell(&from, &PeerMessage::Reply { id, body });
-                    }
-                });
+                tokio::task::spawn_local(self.clone().answer(from, id, body));
             }
             Err(error) => tracing::warn!(from = %from.id, %error, "a message that says nothing"),
         }
     }
 
-    async fn request(self: &Rc<Self>, from: &Peer, body: Request) -> Result<Reply, Failure> {
+    /// Does what a peer asks.
+    pub(super) async fn request(
+        self: &Rc<Self>,
+        from: &Peer,
+        body: Request,
+    ) -> Result<Reply, Failure> {
         let peer = from.id.clone();
         match body {
             Request::Link { offer, .. } => self.accept_link(peer, offer).await,
