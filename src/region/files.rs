@@ -18,7 +18,6 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-const HUGETLBFS_MAGIC: i64 = 0x958458f6;
 /// Smaller regions lie in ordinary pages: a huge page would be mostly waste.
 const HUGE_REGION_BYTES_MIN: u64 = 1 << 20;
 /// Left to the rest of the container when a region is made.
@@ -167,7 +166,7 @@ fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<New
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => Ok(NewFile { file, path, bytes, backing }),
         Err(errno) => {
-            let available = fstatfs(&file).map_or(0, |fs| fs.f_bavail as u64 * fs.f_bsize as u64);
+            let available = fstatfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_bsize as u64);
             // The file is new and ours; if it cannot be unlinked the reservation error still counts.
             let _ = fs::remove_file(&path);
             match errno {
@@ -188,11 +187,6 @@ pub fn hugetlbfs_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> + '_ {
         let (_, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
         (kind == "hugetlbfs").then(|| PathBuf::from(at))
     })
-}
-
-/// True when a file lies on hugetlbfs.
-pub fn is_hugetlbfs(file: &File) -> bool {
-    fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == HUGETLBFS_MAGIC)
 }
 
 /// Bytes that a copy for a reader may take: what the container's limit leaves.

@@ -277,7 +277,8 @@ impl Node {
                 self.remove_region(meta, path).await;
                 continue;
             }
-            if let Some(older) = self.owned.borrow_mut().remove(&name) {
+            let older = self.owned.borrow_mut().remove(&name);
+            if let Some(older) = older {
                 self.remove_region(older.meta, older.path).await;
             }
             if !resumed {

@@ -61,8 +61,7 @@ impl Node {
     /// Finds a home for each checkpoint of an owner that left the ring, and tells the membership
     /// when all of them have two copies again.
     async fn recover_owner(self: Rc<Self>, owner: NodeId) {
-        loop {
-            let Some(view) = self.view() else { break };
+        while let Some(view) = self.view() {
             if view.contains(&owner) || view.holders_of(&owner).is_empty() || self.stopping.get() {
                 break;
             }
