@@ -129,10 +129,11 @@ mod tests {
 
     #[test]
     fn a_person_sees_the_ring_and_every_copy() {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let text = text(&example(), Charset::Ascii);
         for part in [
             "a is protected",
-            "View 3:\n",
+            "View 3:",
             "| sched v42 owner  |",
             "| queue v9 owner |",
             "Not answering: b",
@@ -140,10 +141,7 @@ mod tests {
             "sched       owner       42  1.00 MiB  attached  c            42  in-sync",
             "queue      b            9  in-sync",
         ] {
-            assert!(
-                text.replace("  |", " |").contains(&part.replace("  |", " |")),
-                "{part}\n{text}"
-            );
+            assert!(words(&text).contains(&words(part)), "{part}\n{text}");
         }
     }
 
