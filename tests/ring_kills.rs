@@ -77,6 +77,8 @@ impl Play {
     }
 
     fn round(&mut self, round: u64, random: &mut Random) {
+        // When it happens is told by what the service has done, not by a clock.
+        self.go_on(1 + random.below(30) as u64);
         let victim = match random.below(4) {
             0 => Victim::Service,
             1 => Victim::Server,
@@ -87,8 +89,6 @@ impl Play {
         let other = (self.home + 1 + random.below(NODES - 1)) % NODES;
         let moves = random.below(2) == 0;
         eprintln!("round {round}: {victim:?} of {} (other {other}), wiped: {wiped}", self.home);
-        // When it happens is told by what the service has done, not by a clock.
-        self.go_on(1 + random.below(30) as u64);
         match victim {
             Victim::Service => {
                 // Its own node still owns it: elsewhere that would be a take-over by force.

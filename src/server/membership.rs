@@ -174,6 +174,7 @@ impl Node {
         tracing::warn!(view = view.number, "this node was evicted; it joins again");
         super::metrics::evicted();
         self.view.replace(None);
+        self.life.set(self.life.get() + 1);
         self.links.borrow_mut().clear();
         let mut me = self.me.borrow().clone();
         for member in view.everybody() {
@@ -223,8 +224,12 @@ impl Node {
     fn fence_own(self: &Rc<Self>) {
         let names: Vec<_> = self.owned.borrow().keys().cloned().collect();
         for name in names {
-            let epoch = self.owned.borrow().get(&name).map_or(0, |o| o.meta.epoch);
-            self.set_held(&name, epoch, Held::Superseded);
+            if let Err(failure) = self.set_held(&name, Held::Superseded, None) {
+                // A restart would take the copy for the present one: better no server than two
+                // owners.
+                tracing::error!(%failure, "an eviction cannot be noted; stopping");
+                return self.stop();
+            }
             let node = self.clone();
             tokio::task::spawn_local(async move {
                 let condition = Condition::Fenced;

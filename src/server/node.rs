@@ -45,8 +45,6 @@ pub(super) struct Owned {
     pub(super) memory: Option<MemoryId>,
     /// Which attachment is the present one.
     pub(super) attachment: u64,
-    /// Who took it over, if it is superseded.
-    pub(super) successor: Option<NodeId>,
     /// The newest version was found damaged when the server started: it is not served until it is
     /// restored from its mirror.
     pub(super) damaged: Option<String>,
@@ -55,7 +53,7 @@ pub(super) struct Owned {
 impl Owned {
     pub(super) fn new(stored: Stored) -> Self {
         let Stored { meta, region, path, .. } = stored;
-        Self { meta, region, path, memory: None, attachment: 0, successor: None, damaged: None }
+        Self { meta, region, path, memory: None, attachment: 0, damaged: None }
     }
 }
 
@@ -108,6 +106,9 @@ pub(super) struct Node {
     pub(super) recovering: RefCell<std::collections::HashSet<NodeId>>,
     pub(super) memory_bytes: Cell<u64>,
     pub(super) warned: Cell<bool>,
+    /// Counts the lives of this node in this process: an operation that began in one must not put
+    /// an owner to work in the next.
+    pub(super) life: Cell<u64>,
     pub(super) stopping: Cell<bool>,
     /// The server is to end.
     pub(super) stop_wanted: Notify,
@@ -159,6 +160,7 @@ impl Node {
             recovering: RefCell::default(),
             memory_bytes: Cell::new(0),
             warned: Cell::new(false),
+            life: Cell::new(0),
             stopping: Cell::new(false),
             stop_wanted: Notify::new(),
             failure: RefCell::default(),
@@ -343,17 +345,23 @@ impl Node {
         self.changed.notify_waiters();
     }
 
-    /// Changes how this node has an owned checkpoint, on disk and in memory.
-    pub(super) fn set_held(&self, name: &Name, epoch: u64, held: Held) {
-        let mut all = self.owned.borrow_mut();
-        if let Some(owned) = all.get_mut(name) {
-            (owned.meta.held, owned.meta.epoch) = (held, epoch);
-            if let Err(error) = self.store.write_meta(&owned.meta) {
-                tracing::error!(%error, checkpoint = %name, "writing a region's description");
-            }
+    /// Changes how this node has an owned checkpoint, on disk first. Nothing changed on error.
+    pub(super) fn set_held(
+        &self,
+        name: &Name,
+        held: Held,
+        successor: Option<NodeId>,
+    ) -> Result<(), Failure> {
+        if let Some(owned) = self.owned.borrow_mut().get_mut(name) {
+            let meta = Meta { held, successor, ..owned.meta.clone() };
+            self.store.write_meta(&meta).map_err(|error| {
+                let why = format!("writing the description of {name}: {error}");
+                Failure::new(FailureKind::Internal, why)
+            })?;
+            owned.meta = meta;
         }
-        drop(all);
         self.changed.notify_waiters();
+        Ok(())
     }
 
     /// A random number that names new memory or a new checkpoint.

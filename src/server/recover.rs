@@ -6,14 +6,15 @@ use super::{
     data_plane::{Command, Committed},
     mirrors::internal,
     node::{LONG_CALL_TIMEOUT, MirrorId, Node, Owned, blocking},
-    rpc::{FencedCopy, Reply, Request, Standing},
-    store::Held,
+    rpc::{Copy, FencedCopy, Reply, Request, Standing},
+    store::{Held, Meta},
 };
 use crate::{
+    handover::Condition,
     membership::{Event, NodeId, View},
     mirror::Protection,
     name::Name,
-    protocol::{Failure, Role},
+    protocol::{Failure, FailureKind, Role},
     recovery::{Decision, Report, Run, choose},
 };
 
@@ -112,6 +113,10 @@ impl Node {
         names.sort_unstable();
         names.dedup();
         let mut done = true;
+        let mut asked: Vec<_> = runs.iter().map(|run| &run.holder).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let holders = asked.len();
         for name in names {
             let decision = choose(&runs, |holder| {
                 let copies = reports.get(holder)?;
@@ -135,8 +140,12 @@ impl Node {
                     tracing::warn!(checkpoint = %name, %holder, "its newest mirror cannot be asked");
                     false
                 }
-                // Made while the mirror was, and never acknowledged as mirrored.
-                Decision::Nothing => true,
+                // Nobody was ever told that it is mirrored.
+                Decision::Nothing if reports.len() == holders => {
+                    self.drop_unsynced(owner, name).await;
+                    true
+                }
+                Decision::Nothing => false,
             };
         }
         // An older holder that is gone may have had what no newer one was synced with.
@@ -144,58 +153,93 @@ impl Node {
         Ok(done && (all_asked || runs.len() == 1) && self.all_protected().await?)
     }
 
+    /// A mirror that was being made when its owner died has nothing that anybody counts on.
+    async fn drop_unsynced(&self, owner: &NodeId, name: &Name) {
+        let _lock = self.lock(name).await;
+        while let Some(id) = self.best_mirror(owner, name) {
+            tracing::info!(checkpoint = %name, %owner, "a mirror that was never synced is dropped");
+            self.drop_mirror(&id).await;
+        }
+    }
+
     /// This node's mirror of a dead owner's checkpoint becomes the checkpoint.
     pub(super) async fn adopt(self: &Rc<Self>, owner: &NodeId, name: &Name) -> Result<(), Failure> {
+        let life = self.life.get();
         let _lock = self.lock(name).await;
-        let id: MirrorId = {
+        let Some(id) = self.best_mirror(owner, name) else { return Ok(()) }; // adopted already
+        let mine = {
             let mirrors = self.mirrors.borrow();
-            let theirs = mirrors.iter().filter(|((n, o, _), _)| n == name && o == owner);
-            let newest = theirs.max_by_key(|((_, _, generation), m)| {
-                (m.region.mark().is_ok(), m.meta.epoch, *generation)
-            });
-            match newest {
-                Some((id, _)) => id.clone(),
-                None => return Ok(()), // adopted already
-            }
-        };
-        let already = {
-            let (owned, mirrors) = (self.owned.borrow(), self.mirrors.borrow());
             let mirror = mirrors.get(&id).ok_or_else(|| internal(&"the mirror is gone"))?;
-            owned.get(name).is_some_and(|o| {
-                o.meta.held != Held::Superseded && o.meta.epoch > mirror.meta.epoch
-            })
+            mirror.meta.clone()
         };
-        if already {
+        if self.taken_over_already(name, &mine).await? {
+            tracing::info!(checkpoint = %name, from = %owner, "its owner had given it up already");
             return Ok(());
         }
         // An own older copy that was superseded once gives way.
         self.drop_owned(name).await;
-        let Some(mirror) = self.mirrors.borrow_mut().remove(&id) else { return Ok(()) };
-        if let Some(memory) = mirror.memory {
+        let (region, path, memory) = {
+            let mut mirrors = self.mirrors.borrow_mut();
+            let mirror = mirrors.get_mut(&id).ok_or_else(|| internal(&"the mirror is gone"))?;
+            (mirror.region.clone(), mirror.path.clone(), mirror.memory.take())
+        };
+        if let Some(memory) = memory {
             self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
         }
-        let mut meta = mirror.meta;
-        (meta.epoch, meta.held) = (meta.epoch + 1, Held::Orphan);
-        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
-        let region = mirror.region;
+        // What was on its way when the owner died may have left a record without its payload.
         let checked = region.clone();
-        let newest = blocking(move || checked.newest_valid()).await;
-        let version = newest.map_or(0, |f| f.record.sequence);
-        tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
-        self.serve(Owned {
-            meta,
-            region,
-            path: mirror.path,
-            memory: None,
-            attachment: 0,
-            successor: None,
-            damaged: None,
+        let newest = blocking(move || {
+            for slot in 0..checked.layout().slots() {
+                if checked.record(slot).is_ok() && checked.verify(slot).is_err() {
+                    checked.invalidate(slot);
+                }
+            }
+            checked.newest_valid()
         })
-        .await
+        .await;
+        let version = newest.map_or(0, |f| f.record.sequence);
+        let meta = Meta { epoch: mine.epoch + 1, held: Held::Orphan, ..mine };
+        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
+        tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
+        let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };
+        self.serve(adopted, life).await?;
+        // Only now: a mirror that could not be served is still one that a later try finds.
+        self.mirrors.borrow_mut().remove(&id);
+        Ok(())
     }
 
-    /// Hands an owned checkpoint to the data plane.
-    pub(super) async fn serve(&self, mut owned: Owned) -> Result<(), Failure> {
+    /// Whether somebody owns a later epoch of this mirror's checkpoint. An error while somebody is
+    /// making one.
+    async fn taken_over_already(self: &Rc<Self>, name: &Name, mine: &Meta) -> Result<bool, Failure> {
+        let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
+        let copies = self.locate(name).await?;
+        let here = self.located(name);
+        for copy in copies.iter().map(|(_, copy)| copy).chain(&here) {
+            if copy.standing == Standing::Creating {
+                let why = format!("{name} is on its way to another node");
+                return Err(Failure::new(FailureKind::Unavailable, why));
+            }
+            if same(copy) && matches!(copy.standing, Standing::Owns(_)) && copy.epoch > mine.epoch {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The mirror of this owner's checkpoint that was synced last: a name has several while it
+    /// moves to a new region.
+    pub(super) fn best_mirror(&self, owner: &NodeId, name: &Name) -> Option<MirrorId> {
+        let mirrors = self.mirrors.borrow();
+        let theirs = mirrors.iter().filter(|((n, o, _), _)| n == name && o == owner);
+        let best = theirs.max_by_key(|((_, _, generation), m)| {
+            (m.region.mark().ok().map(|mark| mark.view), m.meta.epoch, *generation)
+        });
+        best.map(|(id, _)| id.clone())
+    }
+
+    /// Hands an owned checkpoint to the data plane, if this is still the life of the node in which
+    /// the operation began. Else it is kept as a copy that somebody else has taken over.
+    pub(super) async fn serve(&self, mut owned: Owned, life: u64) -> Result<(), Failure> {
         let name = owned.meta.name.clone();
         let (region, epoch) = (owned.region.clone(), owned.meta.epoch);
         let newest = region.newest_by_record().map(|found| Committed {
@@ -207,9 +251,19 @@ impl Node {
         let own = |reply| Command::Own { name: own_name, region, epoch, newest, reply };
         let memory = self.data_plane.ask(own).await?;
         owned.memory = Some(memory.map_err(|e| internal(&e))?);
-        self.owned.borrow_mut().insert(name, owned);
-        self.changed.notify_waiters();
-        Ok(())
+        if self.life.get() == life {
+            self.owned.borrow_mut().insert(name, owned);
+            self.changed.notify_waiters();
+            return Ok(());
+        }
+        owned.meta.held = Held::Superseded;
+        let kept = self.store.write_meta(&owned.meta);
+        self.owned.borrow_mut().insert(name.clone(), owned);
+        let condition = Condition::Fenced;
+        self.data_plane.ask(|reply| Command::Disown { name, condition, reply }).await?;
+        kept.map_err(|e| internal(&e))?;
+        let why = "this node was evicted meanwhile; try again";
+        Err(Failure::new(FailureKind::Unavailable, why))
     }
 
     /// True when every checkpoint that this node owns has its second copy.
@@ -228,7 +282,7 @@ impl Node {
     pub(super) async fn locate(
         self: &Rc<Self>,
         name: &Name,
-    ) -> Result<Vec<(crate::membership::Member, super::rpc::Copy)>, Failure> {
+    ) -> Result<Vec<(crate::membership::Member, Copy)>, Failure> {
         let mut asked = Vec::new();
         for member in self.others() {
             let (node, name) = (self.clone(), name.clone());
@@ -253,8 +307,7 @@ impl Node {
     }
 
     /// What this node has of a checkpoint.
-    pub(super) fn located(&self, name: &Name) -> Vec<super::rpc::Copy> {
-        use super::rpc::Copy;
+    pub(super) fn located(&self, name: &Name) -> Vec<Copy> {
         let newest = |region: &crate::region::Region| {
             region.newest_by_record().map_or(0, |f| f.record.sequence)
         };
@@ -271,7 +324,8 @@ impl Node {
                 version: newest(&owned.region),
                 synced: false,
             });
-        } else if self.creating.borrow().contains(name) {
+        }
+        if self.creating.borrow().contains(name) {
             let identity = crate::region::Identity { checkpoint: 0, generation: 0 };
             copies.push(Copy {
                 standing: Standing::Creating,

@@ -83,6 +83,9 @@ pub struct Meta {
     pub region: u64,
     /// Reserved bytes.
     pub bytes: u64,
+    /// Who took it over, if it is superseded.
+    #[serde(default)]
+    pub successor: Option<NodeId>,
 }
 
 /// In which way a node has a region.
@@ -148,7 +151,9 @@ impl Store {
         self.places.huge.is_some()
     }
 
-    /// Makes a new, empty region. `meta.bytes` is set to what was reserved.
+    /// Makes a new, empty region. `meta.bytes` is set to what was reserved. It has no description
+    /// yet: until [`Store::write_meta`] a restart removes it. So whoever fills it writes the
+    /// description last, and a half-made region never takes the place of a whole one.
     pub fn create(&self, mut meta: Meta) -> Result<Stored, StoreError> {
         let file_name = region_name(&meta.name, meta.region);
         let made = self.places.create(&file_name, meta.layout.region_bytes())?;
@@ -161,7 +166,6 @@ impl Store {
             let mapping = map(&made.file, made.bytes)?;
             let region = Region::new(mapping, meta.layout, meta.identity)
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            self.write_meta(&meta)?;
             Ok(Stored { meta, region, path: made.path, backing: made.backing })
         };
         finish().map_err(|source| {
@@ -179,7 +183,7 @@ impl Store {
         slot: Option<usize>,
     ) -> Result<Stored, StoreError> {
         let stored = self.create(meta)?;
-        let Some(slot) = slot else { return Ok(stored) };
+        let Some(slot) = slot else { return self.describe(stored) };
         let copy = || -> Result<(), SlotError> {
             let record = from.verify(slot)?;
             let into = stored.region.layout().payload(0);
@@ -203,7 +207,7 @@ impl Store {
             from.verify(slot).map(drop)
         };
         match copy() {
-            Ok(()) => Ok(stored),
+            Ok(()) => self.describe(stored),
             Err(damage) => {
                 self.remove(&stored.meta, &stored.path);
                 Err(damage.into())
@@ -312,7 +316,18 @@ impl Store {
         unsafe { stored.region.rehash(0, Extent { start: 0, end: len }, len) };
         // SAFETY: as above.
         unsafe { stored.region.publish(0, stored.meta.epoch, version, len) };
-        Ok(stored)
+        self.describe(stored)
+    }
+
+    /// Writes a filled region's description, so that a restart finds it.
+    fn describe(&self, stored: Stored) -> Result<Stored, StoreError> {
+        match self.write_meta(&stored.meta) {
+            Ok(()) => Ok(stored),
+            Err(source) => {
+                self.remove(&stored.meta, &stored.path);
+                Err(StoreError::System { path: stored.path, source })
+            }
+        }
     }
 }
 
@@ -372,6 +387,7 @@ mod tests {
             held: Held::Owned,
             region,
             bytes: 0,
+            successor: None,
         }
     }
 
@@ -380,6 +396,9 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = store(dir.path());
         let stored = store.create(meta(7)).unwrap();
+        assert!(store.load().unwrap().is_empty(), "a region that was never filled is not found");
+        let stored = store.create(stored.meta).unwrap();
+        store.write_meta(&stored.meta).unwrap();
         store.places.create("sched.00000000000000ff.region", 10).unwrap();
         let found = store.load().unwrap();
         assert_eq!(found.len(), 1);
@@ -420,6 +439,7 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = store(dir.path());
         let source = store.create(meta(7)).unwrap();
+        store.write_meta(&source.meta).unwrap();
         let region = &source.region;
         region.write_payload(0, 0, &[3; 9_000]).unwrap();
         // SAFETY: the test is the region's only user.
