@@ -247,6 +247,11 @@ impl Producer {
         false
     }
 
+    /// Claims a slot when the server of this memory is gone: nobody reads by its pins any more.
+    pub fn begin_writing_alone(&self, slot: usize) {
+        self.shared.flag(WRITING_AT).store(slot as u32 + 1, Ordering::SeqCst);
+    }
+
     /// The slot claimed by [`Producer::begin_writing`] is not written any more.
     pub fn end_writing(&self) {
         self.shared.flag(WRITING_AT).store(0, Ordering::Release);

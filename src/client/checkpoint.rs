@@ -322,7 +322,13 @@ impl Checkpoint {
             let woke = self.link.wait(deadline, |p| !p.pinned(slot));
             self.link.check()?;
             if woke == Woke::ServerGone {
-                self.attach_again(deadline)?;
+                self.attach_again(Instant::now())?;
+                if self.link.hung_up() {
+                    // Whatever the dead server was reading, it reads no more. Its successor looks
+                    // at the commit word before and after it reads.
+                    self.link.producer.begin_writing_alone(slot);
+                    return Ok(());
+                }
             }
             if self.link.producer.begin_writing(slot) {
                 return Ok(());

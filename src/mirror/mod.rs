@@ -311,6 +311,25 @@ impl<H: Clone + Eq> Mirror<H> {
         self.mirrored > before
     }
 
+    /// The version that a work request carries, if it is one of this mirror's and no mark.
+    pub fn version_of(&self, work: u64) -> Option<Version> {
+        let remotes = self.record.iter().chain(&self.next);
+        remotes.flat_map(|r| &r.posted).find_map(|posted| match *posted {
+            Posted::Version { work: w, version, .. } if w == work => Some(version),
+            _ => None,
+        })
+    }
+
+    /// A work request was completed, but its source was overwritten while it was read: the remote
+    /// slot holds nothing known. Nothing is wrong with the connection.
+    pub fn spoiled(&mut self, work: u64) {
+        if let Some((which, posted)) = self.take_posted(work)
+            && let Some(remote) = self.which_mut(which)
+        {
+            remote.spoil(posted);
+        }
+    }
+
     /// The predecessor is the mirror of record: mark it again if need be, else send what is new.
     fn steady(&mut self, now_ns: u64) -> Option<Action<H>> {
         let record = self.record.as_mut()?;

@@ -162,7 +162,7 @@ impl<H: Clone> Remote<H> {
         under_way.max().unwrap_or(0).max(self.newest())
     }
 
-    fn spoil(&mut self, posted: Posted) {
+    pub(super) fn spoil(&mut self, posted: Posted) {
         if let Posted::Version { to, .. } = posted {
             self.slots[to].version = 0;
             self.slots[to].stale.set_everything();

@@ -122,6 +122,13 @@ impl Region {
         if record.sequence == word { Ok(record) } else { Err(SlotError::Unfinished) }
     }
 
+    /// The version that a slot holds by its commit word; 0 while it is being written.
+    pub fn commit_word(&self, slot: usize) -> Version {
+        let at = self.layout.slot(slot) + COMMIT_WORD_IN_SLOT;
+        // SYNC POINT: pairs with the release store in `publish`, and with `invalidate`.
+        self.mapping.atomic_u64(at).load(Ordering::SeqCst)
+    }
+
     /// Reads the whole slot and checks every checksum. The bytes may be written meanwhile: then
     /// this finds it out.
     pub fn verify(&self, slot: usize) -> Result<Record, SlotError> {

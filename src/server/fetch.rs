@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use super::{
-    data_plane::Command,
+    data_plane::{Command, Pinned},
     mirrors::internal,
     node::{LONG_CALL_TIMEOUT, Node, blocking},
     open::{no_such, no_version, permission},
@@ -32,7 +32,7 @@ const TRIES: usize = 5;
 pub(super) struct Granted {
     pub(super) memory: MemoryId,
     pub(super) name: Name,
-    pub(super) pinned: Option<usize>,
+    pub(super) pinned: Option<Pinned>,
 }
 
 /// A copy of a version.
@@ -114,9 +114,9 @@ impl Node {
             let pinned = self.data_plane.ask(pin).await?;
             let source = region.clone();
             let copied = blocking(move || copy_version(&source, version)).await;
-            if let Some(committed) = pinned {
-                let (name, slot) = (name.clone(), committed.slot);
-                self.data_plane.send(Command::Unpin { name, slot })?;
+            if let Some(pinned) = pinned {
+                let name = name.clone();
+                self.data_plane.send(Command::Unpin { name, pinned })?;
             }
             match copied {
                 Ok(copied) => return Ok(copied),
@@ -232,21 +232,21 @@ impl Node {
             return Err(permission(&name));
         }
         let pin = |reply| Command::Pin { name: name.clone(), reply };
-        let pinned = self.data_plane.ask(pin).await?.map(|c| c.slot);
+        let pinned = self.data_plane.ask(pin).await?;
         let source = region.clone();
         let found = blocking(move || find_version(&source, version)).await;
         match found {
             Ok((slot, record)) => {
                 let version = Some((slot as u32, record));
                 let granted = self.grant_read(from, &meta, &region, version, pinned).await;
-                if let (Err(_), Some(slot)) = (&granted, pinned) {
-                    self.data_plane.send(Command::Unpin { name, slot })?;
+                if let (Err(_), Some(pinned)) = (&granted, pinned) {
+                    self.data_plane.send(Command::Unpin { name, pinned })?;
                 }
                 granted
             }
             Err(error) => {
-                if let Some(slot) = pinned {
-                    self.data_plane.send(Command::Unpin { name: name.clone(), slot })?;
+                if let Some(pinned) = pinned {
+                    self.data_plane.send(Command::Unpin { name: name.clone(), pinned })?;
                 }
                 Err(match error {
                     CopyError::Damaged(damage) => Failure::new(
@@ -275,8 +275,8 @@ impl Node {
     pub(super) async fn end_grant(&self, key: RemoteKey) {
         let Some(granted) = self.grants.borrow_mut().remove(&key.key) else { return };
         let Granted { memory, name, pinned } = granted;
-        if let Some(slot) = pinned
-            && self.data_plane.send(Command::Unpin { name, slot }).is_err()
+        if let Some(pinned) = pinned
+            && self.data_plane.send(Command::Unpin { name, pinned }).is_err()
         {
             return;
         }

@@ -91,10 +91,10 @@ impl Node {
     async fn settle_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
         let copies = self.locate(name).await?;
-        let (mine, successor) = {
+        let (mine, life) = {
             let owned = self.owned.borrow();
             match owned.get(name) {
-                Some(o) if o.meta.held == Held::Superseded => (o.meta.clone(), o.successor.clone()),
+                Some(o) if o.meta.held == Held::Superseded => (o.meta.clone(), self.life.get()),
                 _ => return Ok(()),
             }
         };
@@ -105,13 +105,11 @@ impl Node {
         }
         let view = self.view().ok_or_else(|| internal(&"not in a ring"))?;
         let wait = |why: String| Err(Failure::new(FailureKind::Unavailable, why));
-        if successor.as_ref().is_some_and(|s| view.contains(s)) {
-            return wait("its successor is alive".to_owned());
-        }
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
-        if let Some((node, copy)) =
-            copies.iter().find(|(_, c)| (same(c) && c.epoch > mine.epoch) || !same(c))
-        {
+        // An owner of whichever epoch, one on its way, or anything newer.
+        let later =
+            |c: &Copy| matches!(c.standing, Standing::Owns(_)) || c.epoch > mine.epoch || !same(c);
+        if let Some((node, copy)) = copies.iter().find(|(_, c)| later(c)) {
             return wait(format!("node {} has epoch {}", node.id.name, copy.epoch));
         }
         let newer_here = {
@@ -120,28 +118,29 @@ impl Node {
         };
         // A life of this node, or its successor, whose newest holder is recovering it now.
         let recovering = view.holders.iter().find(|h| {
-            (h.owner.name == self.id().name || successor.as_ref() == Some(&h.owner))
+            (h.owner.name == self.id().name || mine.successor.as_ref() == Some(&h.owner))
                 && !view.contains(&h.owner)
                 && h.runs.last().is_some_and(|run| view.contains(&run.holder))
         });
         if newer_here || recovering.is_some() {
             return wait("its mirror is being recovered".to_owned());
         }
+        let meta = Meta { epoch: mine.epoch + 1, held: Held::Orphan, successor: None, ..mine };
+        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         let Some(mut owned) = self.owned.borrow_mut().remove(name) else { return Ok(()) };
-        (owned.meta.epoch, owned.meta.held) = (owned.meta.epoch + 1, Held::Orphan);
-        owned.successor = None;
-        self.store.write_meta(&owned.meta).map_err(|e| internal(&e))?;
+        owned.meta = meta;
         tracing::info!(checkpoint = %name, epoch = owned.meta.epoch, "nobody else has it: kept on");
         if owned.damaged.is_some() {
             self.owned.borrow_mut().insert(name.clone(), owned);
             return Ok(());
         }
-        self.serve(owned).await
+        self.serve(owned, life).await
     }
 
     /// A checkpoint whose newest version was damaged here gets it back from its mirror.
     async fn restore(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
+        let life = self.life.get();
         let (mine, region) = {
             let owned = self.owned.borrow();
             let owned = owned.get(name).ok_or_else(|| internal(&"gone"))?;
@@ -188,7 +187,7 @@ impl Node {
         self.memory_bytes.set(self.memory_bytes.get() + stored.meta.bytes);
         self.drop_owned(name).await;
         tracing::info!(checkpoint = %name, version, "restored");
-        self.serve(Owned::new(stored)).await
+        self.serve(Owned::new(stored), life).await
     }
 }
 

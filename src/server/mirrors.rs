@@ -19,6 +19,8 @@ use crate::{
 
 /// Before a holder that was not ready is asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// The same for one that has no room, or says that somebody else owns the checkpoint.
+const RETRY_REFUSED_AFTER: Duration = Duration::from_millis(500);
 
 impl Node {
     // The owner's side.
@@ -58,7 +60,9 @@ impl Node {
                 Ok(_) => {}
                 Err(failure) => {
                     self.no_mirror_yet(&id, &failure);
-                    tokio::time::sleep(RETRY_AFTER).await;
+                    let passing = failure.kind == FailureKind::Unavailable;
+                    tokio::time::sleep(if passing { RETRY_AFTER } else { RETRY_REFUSED_AFTER })
+                        .await;
                     let (name, holder) = id.clone();
                     break Command::MirrorLost { name, holder };
                 }
@@ -101,8 +105,10 @@ impl Node {
             }
             Ok(_) => Err(Failure::new(FailureKind::Internal, "an answer to something else")),
             Err(failure) => {
-                // The connection may be the reason: make a new one next time.
-                self.forget_link(holder);
+                if failure.kind == FailureKind::Unavailable {
+                    // The connection may be the reason: make a new one next time.
+                    self.forget_link(holder);
+                }
                 Err(failure)
             }
         }
@@ -153,21 +159,38 @@ impl Node {
         self.view().filter(|v| v.contains(&from)).ok_or_else(|| {
             Failure::new(FailureKind::Fenced, "you are not in my view of the ring")
         })?;
-        if self.knows_newer(&name, identity.checkpoint, epoch) {
+        if self.knows_newer(&from, &name, identity.checkpoint, epoch) {
             return Err(Failure::new(FailureKind::Fenced, "somebody else owns it by now"));
         }
         let id: MirrorId = (name.clone(), from.clone(), identity.generation);
         let known = self.mirrors.borrow().get(&id).map(|m| m.meta.clone());
         match known {
-            Some(meta) if meta.identity == identity && meta.layout == layout => {}
+            Some(meta) if meta.identity == identity && meta.layout == layout => {
+                // Fenced when this node restarted without knowing who its owner is: it is the one
+                // that asks, and is in the ring.
+                if let Some(mirror) = self.mirrors.borrow_mut().get_mut(&id) {
+                    mirror.fenced = false;
+                }
+            }
             other => {
                 if other.is_some() {
                     self.drop_mirror(&id).await;
                 }
                 let region = Self::draw();
                 let held = Held::Mirror(from.clone());
-                let meta = Meta { name, identity, layout, epoch, owner, held, region, bytes: 0 };
+                let meta = Meta {
+                    name,
+                    identity,
+                    layout,
+                    epoch,
+                    owner,
+                    held,
+                    region,
+                    bytes: 0,
+                    successor: None,
+                };
                 let stored = self.make_region(meta, None).await?;
+                self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
                 let mirror = Mirror {
                     meta: stored.meta,
                     region: stored.region,
@@ -216,8 +239,9 @@ impl Node {
         })?;
         let fenced = {
             let mut mirrors = self.mirrors.borrow_mut();
+            let in_ring = self.view().is_some_and(|view| view.contains(&id.1));
             match mirrors.get_mut(id) {
-                Some(mirror) if !mirror.fenced => {
+                Some(mirror) if !mirror.fenced && in_ring => {
                     (mirror.memory, mirror.key) = (Some(memory), Some(key));
                     false
                 }
@@ -233,16 +257,17 @@ impl Node {
     }
 
     /// True when this node knows of a later ownership of the same checkpoint.
-    fn knows_newer(&self, name: &Name, checkpoint: u64, epoch: u64) -> bool {
+    fn knows_newer(&self, from: &NodeId, name: &Name, checkpoint: u64, epoch: u64) -> bool {
         let owned = self.owned.borrow();
         let owns_newer = owned.get(name).is_some_and(|o| {
             o.meta.identity.checkpoint == checkpoint
                 && o.meta.held != Held::Superseded
-                && o.meta.epoch > epoch
+                && o.meta.epoch >= epoch
         });
         let mirrors = self.mirrors.borrow();
-        let holds_newer = mirrors.iter().any(|((n, ..), m)| {
-            n == name && m.meta.identity.checkpoint == checkpoint && m.meta.epoch > epoch
+        let holds_newer = mirrors.iter().any(|((n, owner, _), m)| {
+            let (same, theirs) = (m.meta.identity.checkpoint == checkpoint, m.meta.epoch);
+            n == name && same && (theirs > epoch || (theirs == epoch && owner != from))
         });
         owns_newer || holds_newer
     }
@@ -306,24 +331,20 @@ impl Node {
     /// Stops accepting a dead owner's writes, then says what there is (rule H5: first fence, then
     /// read).
     pub(super) async fn fence(&self, owner: &NodeId) -> Result<Vec<FencedCopy>, Failure> {
-        let keys: Vec<_> = {
-            let mut mirrors = self.mirrors.borrow_mut();
-            let theirs = mirrors.iter_mut().filter(|((_, o, _), _)| o == owner);
-            theirs
-                .filter_map(|(_, mirror)| {
-                    mirror.fenced = true;
-                    mirror.key.take()
-                })
-                .collect()
-        };
-        for key in keys {
-            self.data_plane.ask(|reply| Command::Revoke { key, reply }).await?;
-        }
-        let copies: Vec<(Name, Region)> = {
+        self.fence_quickly(owner).await?;
+        let mut names: Vec<Name> = {
             let mirrors = self.mirrors.borrow();
-            let theirs = mirrors.iter().filter(|((_, o, _), _)| o == owner);
-            theirs.map(|((name, ..), m)| (name.clone(), m.region.clone())).collect()
+            let theirs = mirrors.keys().filter(|(_, o, _)| o == owner);
+            theirs.map(|(name, ..)| name.clone()).collect()
         };
+        names.dedup(); // in the map's order, the same names stand together
+        let copies: Vec<(Name, Region)> = names
+            .into_iter()
+            .filter_map(|name| {
+                let id = self.best_mirror(owner, &name)?;
+                Some((name, self.mirrors.borrow().get(&id)?.region.clone()))
+            })
+            .collect();
         let report = |(name, region): (Name, Region)| FencedCopy {
             name,
             mark: region.mark().ok().map(|m| m.view),

@@ -281,15 +281,12 @@ impl Node {
             if let Some(older) = older {
                 self.remove_region(older.meta, older.path).await;
             }
-            if !resumed {
+            if !resumed && meta.held != Held::Superseded {
                 meta.held = Held::Superseded; // until it turns out that nobody took it over
+                self.store.write_meta(&meta).map_err(system("noting a new life"))?;
             }
             let checked = region.clone();
-            let damaged = node::blocking(move || {
-                let found = checked.newest_by_record()?;
-                checked.verify(found.slot).err().map(|damage| damage.to_string())
-            })
-            .await;
+            let damaged = node::blocking(move || damage(&checked)).await;
             if let Some(damage) = &damaged {
                 tracing::error!(checkpoint = %name, %damage, "damaged; its mirror will be asked");
             }
@@ -297,7 +294,7 @@ impl Node {
             let owned = Owned { damaged, ..Owned::new(Stored { meta, region, path, backing }) };
             if held == Held::Superseded || owned.damaged.is_some() {
                 self.owned.borrow_mut().insert(name, owned);
-            } else if let Err(failure) = self.serve(owned).await {
+            } else if let Err(failure) = self.serve(owned, self.life.get()).await {
                 tracing::error!(checkpoint = %name, %failure, "serving what was found");
             }
         }
@@ -352,6 +349,18 @@ impl Node {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What is wrong with the newest version, if something is. A client that outlived the server may
+/// be writing: what changes while it is looked at is not damaged.
+fn damage(region: &crate::region::Region) -> Option<String> {
+    loop {
+        let found = region.newest_by_record()?;
+        let damage = region.verify(found.slot).err()?;
+        if region.newest_by_record() == Some(found) {
+            return Some(damage.to_string());
         }
     }
 }

@@ -24,6 +24,8 @@ use crate::{
 
 /// How long an open waits for a ring that is changing.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last work requests of a checkpoint that is let go may take.
+const DISOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a ring that is changing.
 const SETTLE_LOOK: Duration = Duration::from_millis(50);
 
@@ -84,7 +86,10 @@ impl Node {
             self.move_here(wish, member, copy).await?;
             return self.open_here(wish).await;
         }
-        let copies = || here.iter().chain(elsewhere.iter().map(|(_, copy)| copy));
+        let copies = || {
+            let all = here.iter().chain(elsewhere.iter().map(|(_, copy)| copy));
+            all.filter(|copy| self.counts(copy))
+        };
         if copies().any(|c| c.standing == Standing::Creating) {
             let why = format!("{} is being made on another node", wish.name);
             return Err(Failure::new(FailureKind::Unavailable, why));
@@ -104,6 +109,15 @@ impl Node {
         }
         self.make(wish).await?;
         self.open_here(wish).await
+    }
+
+    /// Whether a copy says that there is, or may be, a checkpoint. The mirror of an owner that is
+    /// in the ring and has just said that it does not own it is a leftover of a removal.
+    fn counts(&self, copy: &Copy) -> bool {
+        match &copy.standing {
+            Standing::Holds(owner) => !self.view().is_some_and(|view| view.contains(owner)),
+            _ => true,
+        }
     }
 
     fn owns(&self, name: &Name) -> bool {
@@ -138,10 +152,10 @@ impl Node {
     /// Makes a new checkpoint. Two nodes that make the same one at the same time see each other:
     /// each says what it is about to do before it asks the others.
     async fn make(self: &Rc<Self>, wish: &Wish) -> Result<(), Failure> {
-        let name = &wish.name;
+        let (name, life) = (&wish.name, self.life.get());
         self.creating.borrow_mut().insert(name.clone());
         let made = async {
-            if !self.locate(name).await?.is_empty() {
+            if self.locate(name).await?.iter().any(|(_, copy)| self.counts(copy)) {
                 // Both give way; the one that comes back first makes it.
                 let pause = Duration::from_millis(Self::draw() % 100);
                 tokio::time::sleep(pause).await;
@@ -157,10 +171,12 @@ impl Node {
                 held: Held::Owned,
                 region: Self::draw(),
                 bytes: 0,
+                successor: None,
             };
             let stored = self.make_region(meta, None).await?;
+            self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
             tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
-            self.serve(Owned::new(stored)).await
+            self.serve(Owned::new(stored), life).await
         }
         .await;
         self.creating.borrow_mut().remove(name);
@@ -215,14 +231,14 @@ impl Node {
             }
         };
         if meta.held == Held::Orphan {
-            let epoch = self.owned.borrow().get(&wish.name).map_or(meta.epoch, |o| o.meta.epoch);
-            self.set_held(&wish.name, epoch, Held::Owned);
+            self.set_held(&wish.name, Held::Owned, None)?;
         }
         self.attach(&wish.name, file).await
     }
 
     /// Gives a checkpoint a new region: the writer of the old one, if it is alive, is fenced.
     async fn rehome(self: &Rc<Self>, name: &Name, capacity: u64) -> Result<(), Failure> {
+        let life = self.life.get();
         let (old, region) = {
             let owned = self.owned.borrow();
             let owned = owned.get(name).ok_or_else(|| no_such(name))?;
@@ -232,11 +248,9 @@ impl Node {
         let layout = Layout::new(capacity, slots).map_err(|e| invalid(&e))?;
         // From here on nothing that the old writer commits is taken.
         let (condition, gone) = (Condition::Fenced, name.clone());
-        self.data_plane.ask(|reply| Command::Disown { name: gone, condition, reply }).await?;
-        let newest = {
-            let region = region.clone();
-            blocking(move || region.newest_valid()).await
-        };
+        self.disown(gone, condition).await?;
+        // By its record: the copy verifies it, and fails rather than fall back to an older one.
+        let newest = region.newest_by_record();
         let generation = old.identity.generation + 1;
         let meta = Meta {
             identity: Identity { checkpoint: old.identity.checkpoint, generation },
@@ -247,20 +261,45 @@ impl Node {
             ..old.clone()
         };
         let made = self.make_region(meta, Some((region, newest.map(|f| f.slot)))).await;
+        if self.life.get() != life {
+            // Evicted meanwhile: the old region is superseded, the new one is nothing.
+            if let Ok(stored) = made {
+                self.remove_region(stored.meta, stored.path).await;
+            }
+            let why = "this node was evicted meanwhile; try again";
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
         let Some(before) = self.owned.borrow_mut().remove(name) else {
             return Err(internal(&"the checkpoint went away"));
         };
         match made {
             Ok(stored) => {
                 self.synced_views.borrow_mut().remove(name);
-                self.serve(Owned::new(stored)).await?;
+                let served = self.serve(Owned::new(stored), life).await;
                 self.remove_region(before.meta, before.path).await;
-                Ok(())
+                served
             }
             Err(failure) => {
                 // As it was, except that the old writer has to attach again.
-                self.serve(before).await?;
+                self.serve(before, life).await?;
                 Err(failure)
+            }
+        }
+    }
+
+    /// Stops serving a checkpoint. A holder that answers nothing, and cannot be voted out either,
+    /// must not hold this up for ever.
+    pub(super) async fn disown(&self, name: Name, condition: Condition) -> Result<(), Failure> {
+        let gone = self.data_plane.ask(|reply| Command::Disown { name, condition, reply });
+        tokio::pin!(gone);
+        match tokio::time::timeout(DISOWN_TIMEOUT, &mut gone).await {
+            Ok(done) => Ok(done?),
+            Err(_) => {
+                for member in self.others() {
+                    self.data_plane.send(Command::Unlink { peer: member.id.clone() })?;
+                    self.forget_link(&member.id);
+                }
+                Ok(gone.await?)
             }
         }
     }
@@ -277,15 +316,18 @@ impl Node {
             doorbell: doorbell.try_clone().map_err(system)?,
             wake: wake.try_clone().map_err(system)?,
         };
+        // First, so that the end of an earlier attachment is not taken for the end of this one.
+        let number = Self::draw();
+        if let Some(owned) = self.owned.borrow_mut().get_mut(name) {
+            owned.attachment = number;
+        }
         let attach = |reply| Command::Attach { name: name.clone(), attachment, reply };
         if !self.data_plane.ask(attach).await? {
             return Err(no_such(name));
         }
-        let number = Self::draw();
         let ring_mirrors = self.view().is_some_and(|v| v.predecessor(&self.id()).is_some());
-        let mut owned = self.owned.borrow_mut();
-        let owned = owned.get_mut(name).ok_or_else(|| no_such(name))?;
-        owned.attachment = number;
+        let owned = self.owned.borrow();
+        let owned = owned.get(name).ok_or_else(|| no_such(name))?;
         let bytes = owned.meta.bytes;
         let version = owned.region.newest_by_record().map_or(0, |f| f.record.sequence);
         let opened = Opened {
@@ -345,12 +387,27 @@ impl Node {
 
     // Taking over from another node.
 
+    /// Takes a checkpoint over from another node. All the while this node says that it is making
+    /// it, so that nobody takes an older copy for the newest.
     async fn move_here(
         self: &Rc<Self>,
         wish: &Wish,
         from: &Member,
         copy: &Copy,
     ) -> Result<(), Failure> {
+        self.creating.borrow_mut().insert(wish.name.clone());
+        let moved = self.take_over(wish, from, copy).await;
+        self.creating.borrow_mut().remove(&wish.name);
+        moved
+    }
+
+    async fn take_over(
+        self: &Rc<Self>,
+        wish: &Wish,
+        from: &Member,
+        copy: &Copy,
+    ) -> Result<(), Failure> {
+        let life = self.life.get();
         if copy.standing == Standing::Owns(Role::Owner) && !wish.take_over {
             return Err(Failure::new(
                 FailureKind::OwnedElsewhere,
@@ -376,6 +433,7 @@ impl Node {
             held: Held::Owned,
             region: Self::draw(),
             bytes: 0,
+            successor: None,
         };
         let stored = self.make_region(meta, None).await?;
         let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;
@@ -384,10 +442,11 @@ impl Node {
             self.remove_region(stored.meta, stored.path).await;
             return Err(failure);
         }
+        self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
         let version = grant.version.map_or(0, |(_, record)| record.sequence);
         tracing::info!(checkpoint = %wish.name, from = %from.id, version, "taken over");
         self.drop_owned(&wish.name).await; // an older copy of this node's own
-        self.serve(Owned::new(stored)).await
+        self.serve(Owned::new(stored), life).await
     }
 
     /// Reads a granted version into slot 0 of a region with the same measures, verifies it there
@@ -462,10 +521,15 @@ impl Node {
         caller: Owner,
     ) -> Result<Reply, Failure> {
         let _lock = self.lock(&name).await;
-        let (mut meta, region, path, before) = {
+        let (meta, region, path, before) = {
             let owned = self.owned.borrow();
             let owned = owned.get(&name).ok_or_else(|| no_such(&name))?;
-            (owned.meta.clone(), owned.region.clone(), owned.path.clone(), owned.successor.clone())
+            if let Some(damage) = &owned.damaged {
+                let why = format!("{name} is damaged and waits for its mirror: {damage}");
+                return Err(Failure::new(FailureKind::Corrupt, why));
+            }
+            let before = owned.meta.successor.clone();
+            (owned.meta.clone(), owned.region.clone(), owned.path.clone(), before)
         };
         if !meta.owner.may_write(&caller) {
             return Err(permission(&name));
@@ -479,22 +543,14 @@ impl Node {
             let why = format!("{name} is owned by node {node}, which is alive");
             return Err(Failure::new(FailureKind::OwnedElsewhere, why));
         }
-        let newest = {
-            if !repeated {
-                let (condition, gone) = (Condition::Fenced, name.clone());
-                let disown = |reply| Command::Disown { name: gone, condition, reply };
-                self.data_plane.ask(disown).await?;
-            }
-            let region = region.clone();
-            blocking(move || region.newest_valid()).await
-        };
-        tracing::info!(checkpoint = %name, %to, path = %path.display(), "given up");
-        meta.held = Held::Superseded;
-        if let Some(owned) = self.owned.borrow_mut().get_mut(&name) {
-            owned.successor = Some(to.clone());
-            owned.memory = None;
+        if !repeated {
+            // On disk before anything else: a restart must not take this copy for the present one.
+            self.set_held(&name, Held::Superseded, Some(to.clone()))?;
+            self.disown(name.clone(), Condition::Fenced).await?;
         }
-        self.set_held(&name, meta.epoch, Held::Superseded);
+        tracing::info!(checkpoint = %name, %to, path = %path.display(), "given up");
+        // By its record: the peer verifies it, and fails rather than fall back to an older one.
+        let newest = region.newest_by_record();
         let version = newest.map(|found| (found.slot as u32, found.record));
         self.grant_read(to, &meta, &region, version, None).await
     }
@@ -506,7 +562,7 @@ impl Node {
         meta: &Meta,
         region: &crate::region::Region,
         version: Option<(u32, crate::commit::Record)>,
-        pinned: Option<usize>,
+        pinned: Option<super::data_plane::Pinned>,
     ) -> Result<Reply, Failure> {
         let mapping = region.mapping().clone();
         let register = |reply| Command::Register { mapping, reply };

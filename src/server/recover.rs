@@ -42,7 +42,8 @@ impl Node {
         }
     }
 
-    async fn fence_quickly(&self, owner: &NodeId) -> Result<(), Failure> {
+    /// Stops accepting an owner's writes (rule F1).
+    pub(super) async fn fence_quickly(&self, owner: &NodeId) -> Result<(), Failure> {
         let keys: Vec<_> = {
             let mut mirrors = self.mirrors.borrow_mut();
             let theirs = mirrors.iter_mut().filter(|((_, o, _), _)| o == owner);
@@ -210,7 +211,11 @@ impl Node {
 
     /// Whether somebody owns a later epoch of this mirror's checkpoint. An error while somebody is
     /// making one.
-    async fn taken_over_already(self: &Rc<Self>, name: &Name, mine: &Meta) -> Result<bool, Failure> {
+    async fn taken_over_already(
+        self: &Rc<Self>,
+        name: &Name,
+        mine: &Meta,
+    ) -> Result<bool, Failure> {
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         let copies = self.locate(name).await?;
         let here = self.located(name);

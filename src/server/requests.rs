@@ -112,7 +112,7 @@ impl Node {
             return Err(permission(name));
         }
         let (condition, gone) = (Condition::Removed, name.clone());
-        self.data_plane.ask(|reply| Command::Disown { name: gone, condition, reply }).await?;
+        self.disown(gone, condition).await?;
         self.drop_owned(name).await;
         let checkpoint = meta.identity.checkpoint;
         for member in self.others() {
@@ -312,8 +312,8 @@ impl Node {
             let pinned = self.data_plane.ask(pin).await?;
             let node = self.me.borrow().id.name.clone();
             copies.push(verified(n.clone(), node, role, region).await);
-            if let Some(committed) = pinned {
-                self.data_plane.send(Command::Unpin { name: n.clone(), slot: committed.slot })?;
+            if let Some(pinned) = pinned {
+                self.data_plane.send(Command::Unpin { name: n.clone(), pinned })?;
             }
             copies.extend(self.verify_elsewhere(&n).await);
         }

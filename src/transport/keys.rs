@@ -69,6 +69,8 @@ impl Keys {
                 revoked.push((grant.conn, *key));
             }
         }
+        // A reader has no need to be told why a key opens nothing any more, and there may be many.
+        self.grants.retain(|_, grant| grant.memory != id || grant.access == Access::Write);
         self.memories.remove(&id);
         Ok(revoked)
     }

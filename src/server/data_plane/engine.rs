@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Attachment, Channels, Command, Committed, Notice, ReadError, Reply, Waiting,
+    Attachment, Channels, Command, Committed, Notice, Pinned, ReadError, Reply, Waiting,
     links::Links,
     owned::{MirrorWork, Owned},
     sleep::{Rung, Sleeper, drain},
@@ -290,6 +290,10 @@ impl Engine {
         if !owned.pin(post.from) {
             return false; // the client is overwriting it: a newer version follows
         }
+        if owned.region.commit_word(post.from) != post.version {
+            owned.unpin(post.from);
+            return false; // it was overwritten before: a newer version follows
+        }
         self.count += 1;
         let work = MirrorWork::new(index, Some(post.from), self.count);
         let layout = owned.region.layout();
@@ -392,11 +396,19 @@ impl Engine {
         let Some(MirrorWork { index, slot, .. }) = MirrorWork::unpack(work) else { return };
         let Some(owned) = self.owned.get_mut(index).and_then(Option::as_mut) else { return };
         owned.outstanding -= 1;
+        // A client that nobody could keep away, because it is not attached, may have overwritten
+        // the slot while it was read.
+        let overwritten = slot.is_some_and(|slot| {
+            owned.mirror.version_of(work.0).is_some_and(|v| v != owned.region.commit_word(slot))
+        });
+        if result.is_ok() && overwritten {
+            owned.mirror.spoiled(work.0);
+            owned.mirror.not_posted(now_ns);
+        } else if owned.mirror.completed(work.0, result.is_ok()) {
+            owned.tell_mirrored();
+        }
         if let Some(slot) = slot {
             owned.unpin(slot);
-        }
-        if owned.mirror.completed(work.0, result.is_ok()) {
-            owned.tell_mirrored();
         }
         if result == Err(WorkError::Fenced)
             && let Some(holder) = owned.mirror.holder().cloned()
@@ -511,14 +523,18 @@ impl Engine {
                 }
             }
             Command::Pin { name, reply } => {
-                let pinned = self
-                    .find(&name)
-                    .and_then(|(_, owned)| owned.newest().filter(|newest| owned.pin(newest.slot)));
+                let pinned = self.find(&name).and_then(|(_, owned)| {
+                    let slot = owned.newest()?.slot;
+                    owned.pin(slot).then_some(Pinned { slot, memory: owned.memory })
+                });
                 let _ = reply.send(pinned);
             }
-            Command::Unpin { name, slot } => {
-                if let Some((_, owned)) = self.find(&name) {
-                    owned.unpin(slot);
+            Command::Unpin { name, pinned } => {
+                // Not of a region that has since been replaced.
+                if let Some((_, owned)) = self.find(&name)
+                    && owned.memory == pinned.memory
+                {
+                    owned.unpin(pinned.slot);
                 }
             }
             Command::Report { reply } => {

@@ -60,6 +60,15 @@ pub struct Committed {
     pub len: u64,
 }
 
+/// A slot that is kept from being overwritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pinned {
+    /// The slot.
+    pub slot: usize,
+    /// Of which region.
+    pub memory: MemoryId,
+}
+
 /// A client that attached to an owned checkpoint.
 #[derive(Debug)]
 pub struct Attachment {
@@ -132,9 +141,9 @@ pub enum Command {
     /// A holder could not be made ready; ask again when it is wanted again.
     MirrorLost { name: Name, holder: NodeId },
     /// Keep the newest committed version from being overwritten while it is read.
-    Pin { name: Name, reply: Reply<Option<Committed>> },
+    Pin { name: Name, reply: Reply<Option<Pinned>> },
     /// Ends a pin.
-    Unpin { name: Name, slot: usize },
+    Unpin { name: Name, pinned: Pinned },
     /// How the owned checkpoints are.
     Report { reply: Reply<Vec<Report>> },
     /// Stop: tell all clients, close all connections, end the thread.
