@@ -237,6 +237,33 @@ fn a_damaged_owners_copy_is_read_from_the_mirror() {
     }
 }
 
+/// What is left when an owner dies while a small version is on its way to its mirror: the record has
+/// arrived, the payload behind it has not.
+#[test]
+fn a_version_that_arrived_torn_gives_way_to_the_one_before() {
+    let mut ring = Ring::start(3);
+    let mut state = ring.client(0).open("state", Options::capacity(100)).unwrap();
+    state.save(b"what was there before", Durability::Mirrored).unwrap();
+    state.save(b"what is on its way", Durability::Mirrored).unwrap();
+    let mirror = ring.predecessor(0);
+    // Nothing is recovered before the mirror looks torn.
+    ring.node(mirror).pause();
+    ring.node_mut(0).kill_9();
+    ring.node(0).wipe_memory().unwrap();
+    corrupt(&ring, mirror, b"what is on its way");
+    ring.node(mirror).resume();
+    let other = 3 - mirror;
+    ring.wait(mirror, "the checkpoint's recovery", |status| owned(status, "state").is_some());
+    let before = (1, b"what was there before".to_vec());
+    assert_eq!(get(&ring.client(other), "state"), before);
+    let mut state = poll("the checkpoint on another node", || {
+        ring.client(other).open("state", Options::capacity(100)).map_err(|e| e.to_string())
+    });
+    assert_eq!(state.latest().unwrap().unwrap().bytes(), before.1);
+    assert_eq!(state.save(b"and it goes on", Durability::Mirrored).unwrap(), 2);
+    assert_eq!(get(&ring.client(mirror), "state"), (2, b"and it goes on".to_vec()));
+}
+
 #[test]
 fn a_server_that_is_asked_to_end_ends_well_and_keeps_everything() {
     let mut ring = Ring::start(1);

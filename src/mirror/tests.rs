@@ -397,3 +397,20 @@ fn the_owner_is_never_its_own_mirror() {
     assert_eq!(mirror.next(0), None);
     assert_eq!(mirror.protection(), Protection::None);
 }
+
+#[test]
+fn a_version_whose_source_was_overwritten_is_not_acknowledged_and_its_slot_is_written_anew() {
+    let mut world = World::new();
+    world.drive();
+    world.apply(Step::Submit);
+    settle(&mut world);
+    world.apply(Step::Submit);
+    let (work, _) = world.holders[3].wire.pop_front().unwrap();
+    world.holders[3].slots[1] = Content::Torn;
+    world.mirror.spoiled(work.unwrap());
+    assert_eq!(world.mirror.mirrored(), 1);
+    world.drive();
+    settle(&mut world);
+    assert_eq!(world.mirror.mirrored(), 2, "it is sent again");
+    assert_eq!(world.holders[3].newest(), 2);
+}
