@@ -132,6 +132,9 @@ pub enum Violation {
     /// A slot or length outside the region, or ranges that are no ranges.
     #[error("a submission that does not fit the region")]
     Shape,
+    /// Not in this memory, but as bad: the region's file is shorter than it was made.
+    #[error("the region's file was cut off")]
+    Cut,
 }
 
 /// The mapped hand-over memory.

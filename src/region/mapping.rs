@@ -20,9 +20,13 @@ use std::{
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::sigbus::Registered;
+
 /// A whole region mapped readable and writable, shared with whoever else maps its file.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Goes first: an entry of memory that is unmapped would speak of somebody else's.
+    registered: Registered,
     map: MmapRaw,
     len: usize,
 }
@@ -54,13 +58,34 @@ impl Mapping {
             ));
         }
         let map = MmapOptions::new().len(len).map_raw(file)?;
-        Ok(Self { map, len })
+        let registered = Registered::new(map.as_ptr(), len);
+        Ok(Self { registered, map, len })
     }
 
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {
         self.len as u64
+    }
+
+    /// The file was made shorter by somebody who has it open, and this process found out: all bytes
+    /// are zeros now. Only where [`sigbus::install`](super::sigbus::install) was called.
+    pub fn is_cut(&self) -> bool {
+        self.registered.is_cut()
+    }
+
+    /// Reads one byte of each page of a range that a system call could not reach, so that a file
+    /// that was cut off is found out.
+    ///
+    /// # Safety
+    /// The bytes must be mapped and stay so during the call.
+    pub(crate) unsafe fn touch(start: *const u8, len: usize) {
+        let page = 4096; // no page is smaller
+        let first = start.addr() & !(page - 1);
+        for at in (first..start.addr() + len).step_by(page).map(|at| at.max(start.addr())) {
+            // SAFETY: inside the range, which the caller keeps mapped.
+            unsafe { start.with_addr(at).read_volatile() };
+        }
     }
 
     /// The first byte's address, for registering the mapping with a transport.

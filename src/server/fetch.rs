@@ -120,6 +120,10 @@ impl Node {
             }
             match copied {
                 Ok(copied) => return Ok(copied),
+                Err(CopyError::NoVersion) if region.mapping().is_cut() => {
+                    let why = format!("{name}: its writer cut its memory off");
+                    return Err(Failure::new(FailureKind::Corrupt, why));
+                }
                 Err(CopyError::NoVersion) => {
                     return Err(version.map_or_else(|| no_such(name), |v| no_version(name, v)));
                 }

@@ -33,7 +33,7 @@ use crate::{
 
 /// Connections at once; more wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 4096;
-/// How long a client may take to say what it wants.
+/// How long a client may take to say what it wants, and to read what it is told.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Listens at `path`. A socket that a dead server left is replaced; that of a live one is not.
@@ -189,6 +189,15 @@ async fn receive(stream: &mut UnixStream) -> io::Result<Option<Received>> {
 }
 
 async fn answer(
+    stream: &mut UnixStream,
+    response: &Response,
+    descriptors: &[OwnedFd],
+) -> io::Result<()> {
+    let sending = tokio::time::timeout(REQUEST_TIMEOUT, send(stream, response, descriptors));
+    sending.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn send(
     stream: &mut UnixStream,
     response: &Response,
     descriptors: &[OwnedFd],

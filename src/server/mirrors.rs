@@ -10,6 +10,7 @@ use super::{
     store::{Held, Meta},
 };
 use crate::{
+    handover::{Condition, Violation},
     membership::{Event, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
@@ -39,8 +40,31 @@ impl Node {
             }
             Notice::Violation { name, violation } => {
                 tracing::warn!(checkpoint = %name, %violation, "a client was let go");
+                if violation == Violation::Cut {
+                    let _lock = self.lock(&name).await;
+                    // It may have got a new region while this waited.
+                    let still = |o: &super::node::Owned| o.region.mapping().is_cut();
+                    if self.owned.borrow().get(&name).is_some_and(still) {
+                        self.region_cut(&name).await;
+                    }
+                }
             }
         }
+    }
+
+    /// A region whose file is not whole any more is not served, as one found damaged at the start:
+    /// it comes back from its mirror, if there is one.
+    pub(super) async fn region_cut(&self, name: &Name) {
+        let gone = name.clone();
+        let disown = |reply| Command::Disown { name: gone, condition: Condition::Violation, reply };
+        if self.data_plane.ask(disown).await.is_err() {
+            return; // a data plane that is gone ends the server elsewhere
+        }
+        if let Some(owned) = self.owned.borrow_mut().get_mut(name) {
+            owned.memory = None;
+            owned.damaged = Some("its writer cut its memory off".to_owned());
+        }
+        self.changed.notify_waiters();
     }
 
     /// Asks a holder for a mirror. One question at a time: the holder answers each with a new key

@@ -32,7 +32,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -51,7 +54,10 @@ use crate::{
     cluster_key::ClusterKey,
     membership::{Config as Timeouts, Durable, Event, Membership, Peer},
     name::Name,
-    region::files::{Places, make_private_dir},
+    region::{
+        files::{Places, make_private_dir},
+        sigbus,
+    },
     transport::{
         Kind,
         tcp::{DATA_MAGIC, TcpTransport},
@@ -126,12 +132,23 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
 /// # Errors
 /// What the server could not start without, or why the ring refused it.
 pub fn run(config: Config) -> Result<(), ServeError> {
+    sigbus::install().map_err(system("handling SIGBUS"))?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
         .build()
         .map_err(system("starting the control plane"))?;
     LocalSet::new().block_on(&runtime, serve(config))
+}
+
+/// Each client takes four descriptors; what many systems begin with is enough for 250 of them.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn serve(config: Config) -> Result<(), ServeError> {

@@ -215,6 +215,13 @@ impl Node {
                 ),
             ));
         }
+        if let Some(file) = &file
+            && file.metadata().map_err(|e| internal(&e))?.len() < meta.bytes
+        {
+            self.region_cut(&wish.name).await;
+            let why = format!("{}: its last writer cut its memory off", wish.name);
+            return Err(Failure::new(FailureKind::Corrupt, why));
+        }
         let larger = wish.layout.capacity() > meta.layout.capacity();
         let file = match file {
             Some(file) if !larger => file,
@@ -369,7 +376,8 @@ impl Node {
         };
         let shown = File::from(shown);
         let writer = is_writer(&shown, &path).map_err(|e| internal(&e))?;
-        if meta.held != Held::Owned || meta.epoch != epoch || !writer {
+        let whole = shown.metadata().map_err(|e| internal(&e))?.len() >= meta.bytes;
+        if meta.held != Held::Owned || meta.epoch != epoch || !writer || !whole {
             let why = format!("{name} was taken over");
             return Err(Failure::new(FailureKind::Fenced, why));
         }

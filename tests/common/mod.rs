@@ -5,6 +5,8 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod payload;
+pub mod raw;
+pub mod servers;
 pub mod writer;
 
 use std::{

@@ -16,13 +16,14 @@ use super::{
 };
 use crate::{
     commit::{SEGMENTS_PER_VERSION_MAX, segments},
-    handover::Condition,
+    handover::{Condition, Violation},
     membership::{NodeId, View},
     mirror::{Action, Post, Which},
     name::Name,
     region::{
         Mark, Region,
         layout::{MARK_AT, MARK_BYTES},
+        sigbus,
     },
     transport::{
         ConnId, Event, MemoryError, MemoryId, PostError, Segment, Stamp, Transport, Work,
@@ -57,6 +58,8 @@ pub(super) struct Engine {
     count: u64,
     events: Vec<Event>,
     segments: Vec<Segment>,
+    /// How many mappings of this process were found cut off so far.
+    cut: usize,
     stopping: bool,
 }
 
@@ -86,6 +89,7 @@ impl Engine {
             count: 0,
             events: Vec::with_capacity(64),
             segments: Vec::with_capacity(SEGMENTS_PER_VERSION_MAX),
+            cut: 0,
             stopping: false,
         })
     }
@@ -103,6 +107,7 @@ impl Engine {
             moved |= self.take_submissions(now_ns);
             moved |= self.poll_transport(now_ns);
             moved |= self.run_timers(now_ns);
+            moved |= self.look_for_cut_regions();
             round = round.wrapping_add(1);
             if round.is_multiple_of(ROUNDS_PER_DOORBELL_CHECK) {
                 self.look_at_doorbells(Some(Duration::ZERO));
@@ -120,6 +125,25 @@ impl Engine {
 
     fn now_ns(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
+    }
+
+    /// A client that cuts its region's file off is let go; its checkpoint is not served any more.
+    fn look_for_cut_regions(&mut self) -> bool {
+        let so_far = sigbus::cut_so_far();
+        if so_far == self.cut {
+            return false;
+        }
+        self.cut = so_far;
+        for index in 0..self.owned.len() {
+            let Some(owned) = &mut self.owned[index] else { continue };
+            if owned.region.mapping().is_cut() && !owned.cut {
+                owned.cut = true;
+                let name = owned.name.clone();
+                self.detach(index, Some(Condition::Violation));
+                self.channels.tell(Notice::Violation { name, violation: Violation::Cut });
+            }
+        }
+        true
     }
 
     // Waiting.
@@ -242,7 +266,7 @@ impl Engine {
     fn drive(&mut self, index: usize, now_ns: u64) {
         loop {
             let Some(owned) = self.owned[index].as_mut() else { return };
-            if owned.leaving.is_some() {
+            if owned.leaving.is_some() || owned.cut {
                 return;
             }
             let name = &owned.name;

@@ -63,6 +63,8 @@ pub(super) struct Owned {
     pub(super) attachment: Option<Attachment>,
     /// Someone waits for this checkpoint to be let go.
     pub(super) leaving: Option<super::Reply<()>>,
+    /// The region's file was cut off, and the control plane was told: there is nothing to mirror.
+    pub(super) cut: bool,
     pins: [u16; 8],
     submission: Submission,
 }
@@ -86,6 +88,7 @@ impl Owned {
             outstanding: 0,
             attachment: None,
             leaving: None,
+            cut: false,
             pins: [0; 8],
             submission: Submission::default(),
         }

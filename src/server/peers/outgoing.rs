@@ -208,7 +208,8 @@ fn report(
     let news = told.replace(discriminant(&error)) != Some(discriminant(&error));
     let address = to.address;
     if news && error.is_refusal() {
-        tracing::warn!("no connection to {address}: {error}");
+        // Whoever takes the event says it louder.
+        tracing::debug!("no connection to {address}: {error}");
     } else if news {
         tracing::info!("no connection to {address}: {error}");
     }

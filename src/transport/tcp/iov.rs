@@ -11,7 +11,10 @@ use std::{
     os::fd::AsFd,
 };
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::{
+    io::Errno,
+    net::{SendAncillaryBuffer, SendFlags, sendmsg},
+};
 
 use crate::{region::mapping::Mapping, transport::SEGMENTS_MAX};
 
@@ -54,6 +57,17 @@ impl<'a> Pieces<'a> {
         true
     }
 
+    /// The kernel could not reach some of the bytes: a mapping's file was cut off. Touching them
+    /// puts zeros in its place (see `region::sigbus`), so that the request can be finished: other
+    /// checkpoints use the same connection. In a process without that handler this is the end, as
+    /// any access would be.
+    fn touch(&self) {
+        for vec in &self.vecs[..self.count] {
+            // SAFETY: all entries point to bytes borrowed for `'a`.
+            unsafe { Mapping::touch(vec.base, vec.len) };
+        }
+    }
+
     fn push_mapping(&mut self, mapping: &'a Mapping, offset: u64, len: u64) -> bool {
         mapping.check(offset, len).is_ok()
             && self.push(mapping.as_ptr().wrapping_add(offset as usize), len as usize)
@@ -88,7 +102,14 @@ impl<'a> Gather<'a> {
             std::slice::from_raw_parts(self.0.vecs.as_ptr().cast::<IoSlice<'_>>(), self.0.count)
         };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        Ok(sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?)
+        let send = || sendmsg(&socket, slices, &mut SendAncillaryBuffer::default(), flags);
+        Ok(send().or_else(|errno| {
+            if errno == Errno::FAULT {
+                self.0.touch();
+                return send();
+            }
+            Err(errno)
+        })?)
     }
 }
 
@@ -117,6 +138,16 @@ impl<'a> Scatter<'a> {
 
     /// Receives what the (non-blocking) socket has. Zero is the end of the stream.
     pub(super) fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        match self.try_receive(&socket) {
+            Err(Errno::FAULT) => {
+                self.0.touch();
+                Ok(self.try_receive(&socket)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn try_receive(&mut self, socket: impl AsFd) -> Result<usize, Errno> {
         let pieces = &mut self.0;
         // SAFETY: as in `Gather::send`, for `IoSliceMut`; bytes of this process are borrowed
         // mutably for `'a`, and bytes of a mapping belong to whoever writes last, by its contract.
@@ -126,6 +157,6 @@ impl<'a> Scatter<'a> {
                 pieces.count,
             )
         };
-        Ok(rustix::io::readv(socket, slices)?)
+        rustix::io::readv(socket, slices)
     }
 }
