@@ -81,9 +81,10 @@ impl Registered {
         let place: *mut Entry = entry;
         let mut head = HEAD.load(Ordering::Acquire);
         loop {
-            // SAFETY: entries are leaked, so a pointer in `HEAD` is null or good for ever; `place`
-            // is known to nobody else before the exchange below succeeds.
-            unsafe { (*place).next = head.as_ref() };
+            // SAFETY: entries are leaked, so a pointer in `HEAD` is null or good for ever.
+            let next = unsafe { head.as_ref() };
+            // SAFETY: `place` is known to nobody else before the exchange below succeeds.
+            unsafe { (*place).next = next };
             match HEAD.compare_exchange_weak(head, place, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(other) => head = other,
