@@ -81,9 +81,10 @@ impl Registered {
         let place: *mut Entry = entry;
         let mut head = HEAD.load(Ordering::Acquire);
         loop {
-            // SAFETY: entries are leaked, so a pointer in `HEAD` is null or good for ever; `place`
-            // is known to nobody else before the exchange below succeeds.
-            unsafe { (*place).next = head.as_ref() };
+            // SAFETY: entries are leaked, so a pointer in `HEAD` is null or good for ever.
+            let next = unsafe { head.as_ref() };
+            // SAFETY: `place` is known to nobody else before the exchange below succeeds.
+            unsafe { (*place).next = next };
             match HEAD.compare_exchange_weak(head, place, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(other) => head = other,
@@ -194,8 +195,8 @@ mod tests {
     use crate::region::mapping::Mapping;
 
     fn cut_file(in_dir: &std::path::Path) -> (File, Mapping) {
-        let file = File::options().read(true).write(true).create_new(true);
-        let file = file.open(in_dir.join("r")).unwrap();
+        let path = in_dir.join("r");
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         rustix::fs::ftruncate(file.as_fd(), 16_384).unwrap();
         let mapping = Mapping::new(&file, 16_384).unwrap();
         mapping.write_at(8_000, b"state").unwrap();
