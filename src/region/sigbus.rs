@@ -195,8 +195,8 @@ mod tests {
     use crate::region::mapping::Mapping;
 
     fn cut_file(in_dir: &std::path::Path) -> (File, Mapping) {
-        let mut options = File::options();
-        let file = options.read(true).write(true).create_new(true).open(in_dir.join("r")).unwrap();
+        let path = in_dir.join("r");
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         rustix::fs::ftruncate(file.as_fd(), 16_384).unwrap();
         let mapping = Mapping::new(&file, 16_384).unwrap();
         mapping.write_at(8_000, b"state").unwrap();

@@ -74,9 +74,17 @@ impl Server {
         });
     }
 
+    /// Its status; a server that does not answer is given up after some seconds.
     pub fn status(&self) -> Result<Status, String> {
-        let client = Client::connect_to(self.socket()).map_err(|e| e.to_string())?;
-        client.status().map_err(|e| e.to_string())
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let socket = self.socket();
+        std::thread::spawn(move || {
+            let status = Client::connect_to(socket).and_then(|client| client.status());
+            // Nobody listens any more when it took too long.
+            let _ = sender.send(status.map_err(|e| e.to_string()));
+        });
+        let answer = receiver.recv_timeout(std::time::Duration::from_secs(5));
+        answer.unwrap_or_else(|_| Err("it does not answer".to_owned()))
     }
 
     pub fn client(&self) -> Client {
