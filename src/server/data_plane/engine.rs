@@ -183,7 +183,7 @@ impl Engine {
     }
 
     fn look_at_doorbells(&mut self, timeout: Option<Duration>) {
-        self.sleeper.wait(self.channels.alarm.as_fd(), timeout, &mut self.rung);
+        self.sleeper.wait(timeout, &mut self.rung);
         for i in 0..self.rung.doorbells.len() {
             let index = self.rung.doorbells[i];
             if let Some(attachment) =
@@ -465,6 +465,9 @@ impl Engine {
     // Commands.
 
     fn take_commands(&mut self) -> bool {
+        if std::mem::take(&mut self.rung.alarm) {
+            drain(&*self.channels.alarm);
+        }
         let mut any = false;
         while let Ok(command) = self.channels.inbox.try_recv() {
             self.command(command);

@@ -18,6 +18,9 @@ const TRANSPORT: u64 = u64::MAX - 1;
 /// What woke the thread, or is waiting to be looked at.
 #[derive(Debug, Default)]
 pub(super) struct Rung {
+    /// There are commands. The alarm stays readable until they are taken: silenced any earlier, a
+    /// thread that then went to sleep would sleep over them.
+    pub(super) alarm: bool,
     /// Checkpoints whose doorbell was rung.
     pub(super) doorbells: Vec<usize>,
 }
@@ -53,12 +56,7 @@ impl Sleeper {
     }
 
     /// Waits until something is rung, at most `timeout` (`None`: without end).
-    pub(super) fn wait(
-        &mut self,
-        alarm: BorrowedFd<'_>,
-        timeout: Option<Duration>,
-        rung: &mut Rung,
-    ) {
+    pub(super) fn wait(&mut self, timeout: Option<Duration>, rung: &mut Rung) {
         rung.doorbells.clear();
         let mut buffer = [const { MaybeUninit::<epoll::Event>::uninit() }; 64];
         let timeout = timeout.map(|t| Timespec {
@@ -75,7 +73,7 @@ impl Sleeper {
         };
         for event in events {
             match event.data.u64() {
-                ALARM => drain(alarm),
+                ALARM => rung.alarm = true,
                 TRANSPORT => {} // the transport looks for itself
                 index => rung.doorbells.push(index as usize),
             }
