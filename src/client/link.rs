@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_utils::Backoff;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{OwnershipError, RequestError, wire};
@@ -22,8 +23,6 @@ use crate::{
 
 /// Between two tries to attach again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
-/// After this much pure spinning, others get the core between two looks.
-const SPIN_PURE: Duration = Duration::from_micros(4);
 
 /// One attachment.
 #[derive(Debug)]
@@ -112,21 +111,14 @@ impl Link {
         if self.producer.condition() == Condition::Stopping {
             return Woke::ServerGone;
         }
-        let began = Instant::now();
-        loop {
-            for _ in 0..32 {
-                if done(&self.producer) {
-                    return Woke::Look;
-                }
-                std::hint::spin_loop();
+        // Spins at first, and then lets others have the core between two looks: on a small machine
+        // the one that it waits for may need this very core.
+        let (began, backoff) = (Instant::now(), Backoff::new());
+        while began.elapsed() < self.spin {
+            if done(&self.producer) {
+                return Woke::Look;
             }
-            let spun = began.elapsed();
-            if spun >= self.spin {
-                break;
-            }
-            if spun >= SPIN_PURE {
-                std::thread::yield_now();
-            }
+            backoff.snooze();
         }
         self.producer.fall_asleep();
         let woke = if done(&self.producer) { Woke::Look } else { self.sleep(deadline) };
