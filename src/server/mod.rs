@@ -21,6 +21,7 @@ mod requests;
 pub mod rpc;
 pub mod state_file;
 pub mod store;
+mod take_over;
 
 use std::{
     cell::Cell,

@@ -1,0 +1,227 @@
+//! Taking a checkpoint over from another node, and giving one up: fence, then read.
+
+use std::{rc::Rc, sync::Arc};
+
+use super::{
+    data_plane::{Command, Pinned},
+    fetch::Granted,
+    mirrors::internal,
+    node::{Node, Owned, blocking},
+    open::{Wish, invalid, no_such, permission},
+    rpc::{Copy, Grant, Reply, Request, Standing},
+    store::{Held, Meta, Owner},
+};
+use crate::{
+    commit::Record,
+    handover::Condition,
+    membership::{Member, NodeId},
+    name::Name,
+    protocol::{Failure, FailureKind, Role},
+    region::{Identity, Region, mapping::Mapping},
+    transport::{Access, Segment, Stamp, Terms},
+};
+
+impl Node {
+    /// Takes a checkpoint over from another node. All the while this node says that it is making
+    /// it, so that nobody takes an older copy for the newest.
+    pub(super) async fn move_here(
+        self: &Rc<Self>,
+        wish: &Wish,
+        from: &Member,
+        copy: &Copy,
+    ) -> Result<(), Failure> {
+        self.creating.borrow_mut().insert(wish.name.clone());
+        let moved = self.take_over(wish, from, copy).await;
+        self.creating.borrow_mut().remove(&wish.name);
+        moved
+    }
+
+    async fn take_over(
+        self: &Rc<Self>,
+        wish: &Wish,
+        from: &Member,
+        copy: &Copy,
+    ) -> Result<(), Failure> {
+        let life = self.life.get();
+        if copy.standing == Standing::Owns(Role::Owner) && !wish.take_over {
+            return Err(Failure::new(
+                FailureKind::OwnedElsewhere,
+                format!(
+                    "{} is owned by node {}, which is alive; work there, or take it over",
+                    wish.name, from.id.name
+                ),
+            ));
+        }
+        self.link(from).await?;
+        let (name, caller, force) = (wish.name.clone(), wish.caller, wish.take_over);
+        let request = Request::TakeOver { name, force, caller };
+        let grant = self.call_for_grant(from, request).await?;
+        let meta = Meta {
+            name: wish.name.clone(),
+            identity: Identity {
+                checkpoint: grant.identity.checkpoint,
+                generation: grant.identity.generation + 1,
+            },
+            layout: grant.layout,
+            epoch: grant.epoch + 1,
+            owner: grant.owner,
+            held: Held::Owned,
+            region: Self::draw(),
+            bytes: 0,
+            successor: None,
+        };
+        let stored = self.make_region(meta, None).await?;
+        let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;
+        self.cast(from, Request::Fetched { key: grant.key });
+        if let Err(failure) = read {
+            self.remove_region(stored.meta, stored.path).await;
+            return Err(failure);
+        }
+        self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
+        let version = grant.version.map_or(0, |(_, record)| record.sequence);
+        tracing::info!(checkpoint = %wish.name, from = %from.id, version, "taken over");
+        self.drop_owned(&wish.name).await; // an older copy of this node's own
+        self.serve(Owned::new(stored), life).await
+    }
+
+    /// Reads a granted version into slot 0 of a region with the same measures, verifies it there
+    /// and commits it.
+    async fn read_version(
+        &self,
+        from: &Member,
+        grant: &Grant,
+        into: &Region,
+        epoch: u64,
+    ) -> Result<(), Failure> {
+        let Some((slot, record)) = grant.version else { return Ok(()) };
+        let layout = *into.layout();
+        if layout != grant.layout || slot as usize >= layout.slots() {
+            return Err(invalid(&"the peer's answer does not fit"));
+        }
+        let (table, payload) = (8 * layout.chunks(record.len), record.len);
+        let segments = [
+            (layout.table(0), layout.table(slot as usize), table),
+            (layout.payload(0), layout.payload(slot as usize), payload),
+        ]
+        .into_iter()
+        .filter(|&(.., len)| len > 0)
+        .map(|(local, remote, len)| Segment { local, remote, len })
+        .collect();
+        self.read(from, grant, into.mapping().clone(), segments).await?;
+        let into = into.clone();
+        let committed = blocking(move || {
+            // SAFETY: the region is new; nobody else knows it yet.
+            let written = unsafe { into.publish(0, epoch, record.sequence, record.len) };
+            written.root == record.root && into.verify(0).is_ok()
+        })
+        .await;
+        if committed {
+            Ok(())
+        } else {
+            let why = format!("what node {} sent does not match its checksums", from.id.name);
+            Err(Failure::new(FailureKind::Corrupt, why))
+        }
+    }
+
+    /// Reads a peer's memory into this node's.
+    pub(super) async fn read(
+        &self,
+        from: &Member,
+        grant: &Grant,
+        into: Arc<Mapping>,
+        segments: Vec<Segment>,
+    ) -> Result<(), Failure> {
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let register = |reply| Command::Register { mapping: into, reply };
+        let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
+        let stamp = Stamp { epoch: grant.epoch, view: self.view().map_or(0, |v| v.number) };
+        let (peer, key) = (from.id.clone(), grant.key);
+        let read = |reply| Command::Read { peer, memory, key, stamp, segments, reply };
+        let done = self.data_plane.ask(read).await?;
+        self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
+        done.map_err(|e| {
+            let why = format!("reading from node {}: {e}", from.id.name);
+            Failure::new(FailureKind::Unavailable, why)
+        })
+    }
+
+    /// A peer takes a checkpoint over: this node stops serving it and lets the peer read.
+    pub(super) async fn give_up(
+        self: &Rc<Self>,
+        to: NodeId,
+        name: Name,
+        force: bool,
+        caller: Owner,
+    ) -> Result<Reply, Failure> {
+        let _lock = self.lock(&name).await;
+        let (meta, region, path, before) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(&name).ok_or_else(|| no_such(&name))?;
+            if let Some(damage) = &owned.damaged {
+                let why = format!("{name} is damaged and waits for its mirror: {damage}");
+                return Err(Failure::new(FailureKind::Corrupt, why));
+            }
+            let before = owned.meta.successor.clone();
+            (owned.meta.clone(), owned.region.clone(), owned.path.clone(), before)
+        };
+        if !meta.owner.may_write(&caller) {
+            return Err(permission(&name));
+        }
+        let repeated = meta.held == Held::Superseded && before.as_ref() == Some(&to);
+        if meta.held == Held::Superseded && !repeated {
+            return Err(no_such(&name));
+        }
+        if meta.held == Held::Owned && !force {
+            let node = self.me.borrow().id.name.clone();
+            let why = format!("{name} is owned by node {node}, which is alive");
+            return Err(Failure::new(FailureKind::OwnedElsewhere, why));
+        }
+        if !repeated {
+            // On disk before anything else: a restart must not take this copy for the present one.
+            self.set_held(&name, Held::Superseded, Some(to.clone()))?;
+            self.disown(name.clone(), Condition::Fenced).await?;
+        }
+        tracing::info!(checkpoint = %name, %to, path = %path.display(), "given up");
+        // By its record: the peer verifies it, and fails rather than fall back to an older one.
+        let newest = region.newest_by_record();
+        let version = newest.map(|found| (found.slot as u32, found.record));
+        self.grant_read(to, &meta, &region, version, None).await
+    }
+
+    /// Lets a peer read a region.
+    pub(super) async fn grant_read(
+        &self,
+        to: NodeId,
+        meta: &Meta,
+        region: &Region,
+        version: Option<(u32, Record)>,
+        pinned: Option<Pinned>,
+    ) -> Result<Reply, Failure> {
+        let mapping = region.mapping().clone();
+        let register = |reply| Command::Register { mapping, reply };
+        let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
+        let terms = Terms { epoch: meta.epoch, view_min: 0 };
+        let access = Access::Read;
+        let grant = |reply| Command::Grant { peer: to, memory, access, terms, reply };
+        let key = match self.data_plane.ask(grant).await? {
+            Ok(key) => key,
+            Err(error) => {
+                self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
+                return Err(Failure::new(FailureKind::Unavailable, error.to_string()));
+            }
+        };
+        let granted = Granted { memory, name: meta.name.clone(), pinned };
+        let len = version.map_or(0, |(_, record)| record.len);
+        self.remember_grant(key, granted, len);
+        Ok(Reply::Granted(Grant {
+            key,
+            layout: meta.layout,
+            identity: meta.identity,
+            epoch: meta.epoch,
+            version,
+            owner: meta.owner,
+        }))
+    }
+}
