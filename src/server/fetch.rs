@@ -6,9 +6,8 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use super::{
     data_plane::{Command, Pinned},
-    mirrors::internal,
+    failures::{internal, no_such, no_version, permission},
     node::{LONG_CALL_TIMEOUT, Node, blocking},
-    open::{no_such, no_version, permission},
     rpc::{Grant, Reply, Request, Standing},
     store::{Held, Owner},
 };

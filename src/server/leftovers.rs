@@ -7,8 +7,8 @@
 use std::{fs::File, rc::Rc, time::Duration};
 
 use super::{
-    mirrors::internal,
-    node::{MirrorId, Node, Owned, blocking, store_failure},
+    failures::{internal, store_failure},
+    node::{MirrorId, Node, Owned, blocking},
     rpc::{Copy, Standing},
     store::{Held, Meta, Owner},
 };

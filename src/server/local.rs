@@ -20,8 +20,9 @@ use tokio::{
 };
 
 use super::{
+    failures::invalid,
     node::Node,
-    open::{Attached, Wish, invalid},
+    open::{Attached, Wish},
     store::Owner,
 };
 use crate::{

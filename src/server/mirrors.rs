@@ -5,6 +5,7 @@ use std::{rc::Rc, time::Duration};
 
 use super::{
     data_plane::{Command, Notice},
+    failures::internal,
     node::{LONG_CALL_TIMEOUT, Mirror, MirrorId, Node, blocking},
     rpc::{FencedCopy, Prepare, Reply, Request},
     store::{Held, Meta},
@@ -383,8 +384,4 @@ impl Node {
 fn verified_versions(region: &Region) -> Vec<u64> {
     let slots = 0..region.layout().slots();
     slots.map(|slot| region.verify(slot).map_or(0, |record| record.sequence)).collect()
-}
-
-pub(super) fn internal(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(FailureKind::Internal, error.to_string())
 }

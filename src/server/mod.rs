@@ -6,6 +6,7 @@
 //! that blocks (making, verifying and copying regions) runs on threads of its own.
 
 pub mod data_plane;
+mod failures;
 mod fetch;
 mod leftovers;
 mod links;

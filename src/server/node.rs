@@ -15,16 +15,17 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard, oneshot};
 
 use super::{
     data_plane::{DataPlane, Stopped},
+    failures::store_failure,
     membership::Shell,
     peers::Peers,
     rpc::{PeerMessage, Reply, Request},
-    store::{Held, Meta, Store, StoreError, Stored},
+    store::{Held, Meta, Store, Stored},
 };
 use crate::{
     membership::{Member, NodeId, Peer, View},
     name::Name,
     protocol::{Failure, FailureKind},
-    region::{Region, files::CreateError},
+    region::Region,
     transport::{ConnId, Kind, MemoryId, RemoteKey},
 };
 
@@ -382,18 +383,6 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// The words for a person.
-pub(super) fn store_failure(error: &StoreError) -> Failure {
-    match error {
-        StoreError::Create(CreateError::NoSpace { .. }) => Failure::new(
-            FailureKind::NoSpace,
-            format!("{error}; free memory there or remove checkpoints (`ringkeep doctor`)"),
-        ),
-        StoreError::Damaged(damage) => Failure::new(FailureKind::Corrupt, damage.to_string()),
-        _ => Failure::new(FailureKind::Internal, error.to_string()),
     }
 }
 

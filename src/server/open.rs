@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     data_plane::{Attachment, Command},
-    mirrors::internal,
+    failures::{internal, invalid, no_such, permission},
     node::{Node, Owned},
     rpc::{Copy, Standing},
     store::{Held, Meta, Owner, is_writer, open_for_client},
@@ -390,26 +390,6 @@ impl Node {
             let _ = self.data_plane.send(Command::Detach { name: name.clone(), condition: None });
         }
     }
-}
-
-pub(super) fn no_such(name: &Name) -> Failure {
-    let why = format!("no such checkpoint: {name}; `ringkeep ls` lists those of the ring");
-    Failure::new(FailureKind::NoSuchCheckpoint, why)
-}
-
-pub(super) fn no_version(name: &Name, version: Version) -> Failure {
-    let why = format!("{name} has no version {version} (any more); try without --version");
-    Failure::new(FailureKind::NoSuchCheckpoint, why)
-}
-
-pub(super) fn permission(name: &Name) -> Failure {
-    let why =
-        format!("permission denied: {name} belongs to another user, and its mode forbids this");
-    Failure::new(FailureKind::Permission, why)
-}
-
-pub(super) fn invalid(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(FailureKind::Invalid, error.to_string())
 }
 
 fn being_recovered(name: &Name, copy: &Copy) -> String {

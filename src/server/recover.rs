@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use super::{
     data_plane::{Command, Committed},
-    mirrors::internal,
+    failures::internal,
     node::{LONG_CALL_TIMEOUT, MirrorId, Node, Owned, blocking},
     rpc::{Copy, FencedCopy, Reply, Request, Standing},
     store::{Held, Meta},

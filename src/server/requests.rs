@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use super::{
     data_plane::{Command, Report},
+    failures::{no_such, permission},
     node::{CALL_TIMEOUT, LONG_CALL_TIMEOUT, MirrorId, Node, blocking},
-    open::{no_such, permission},
     rpc::{PeerMessage, Reply, Request, Standing},
     store::{Held, Owner},
 };

@@ -4,10 +4,10 @@ use std::{rc::Rc, sync::Arc};
 
 use super::{
     data_plane::{Command, Pinned},
+    failures::{internal, invalid, no_such, permission},
     fetch::Granted,
-    mirrors::internal,
     node::{Node, Owned, blocking},
-    open::{Wish, invalid, no_such, permission},
+    open::Wish,
     rpc::{Copy, Grant, Reply, Request, Standing},
     store::{Held, Meta, Owner},
 };
