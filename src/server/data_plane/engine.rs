@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_utils::Backoff;
+
 use super::{
     Channels, Notice, ReadError, Reply, Waiting,
     links::Links,
@@ -97,7 +99,7 @@ impl Engine {
         {
             tracing::warn!(cpu, "cannot pin the data plane to this core; it runs on any");
         }
-        let (mut idle_since, mut round) = (None, 0u32);
+        let (mut idle_since, mut round, backoff) = (None, 0u32, Backoff::new());
         while !self.stopping {
             let mut moved = self.take_commands();
             let now_ns = self.now_ns();
@@ -111,8 +113,10 @@ impl Engine {
             }
             if moved {
                 idle_since = None;
+                backoff.reset();
             } else if *idle_since.get_or_insert(now_ns) + spin_ns(self.waiting) > now_ns {
-                std::hint::spin_loop();
+                // Yields the core in the end: client, owner and holder may share one.
+                backoff.snooze();
             } else if self.fall_asleep() {
                 idle_since = None;
             }
