@@ -195,7 +195,7 @@ impl Node {
                     checked.invalidate(slot);
                 }
             }
-            checked.newest_valid()
+            checked.newest_by_record() // every record that is left was verified just now
         })
         .await;
         let version = newest.map_or(0, |f| f.record.sequence);

@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commit::{Extent, Version},
+    commit::{Extent, RecordError, Version},
     membership::NodeId,
     name::Name,
     region::{
@@ -186,16 +186,13 @@ impl Store {
         let Some(slot) = slot else { return self.describe(stored) };
         let copy = || -> Result<(), SlotError> {
             let record = from.verify(slot)?;
-            let into = stored.region.layout().payload(0);
-            let mut buffer = vec![0; (1 << 20).min(record.len as usize)];
-            let mut at = 0;
-            while at < record.len {
-                let n = buffer.len().min((record.len - at) as usize);
-                // Inside: both lengths were checked against the record.
-                let _ = from.read_payload(slot, at, &mut buffer[..n]);
-                let _ = stored.region.mapping().write_at(into + at, &buffer[..n]);
-                at += n as u64;
-            }
+            let (to, at) = (stored.region.layout().payload(0), from.layout().payload(slot));
+            stored.region.check_payload(0, record.len).map_err(|_| RecordError::Length {
+                len: record.len,
+                capacity: stored.region.layout().capacity(),
+            })?;
+            // Inside: just checked, and the source's record was checked against its capacity.
+            let _ = stored.region.mapping().copy_from(to, from.mapping(), at, record.len);
             let extent = Extent { start: 0, end: record.len };
             // SAFETY: the region is new; nobody else knows it yet.
             unsafe { stored.region.rehash(0, extent, record.len) };
