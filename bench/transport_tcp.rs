@@ -17,7 +17,7 @@ use std::{
 use ringkeep::{
     region::mapping::Mapping,
     transport::{
-        Access, Event, Segment, Stamp, Terms, Transport, Work, WorkId,
+        Access, Event, Purpose, Segment, Stamp, Terms, Transport, Work, WorkId,
         tcp::{TcpTransport, Timeouts},
     },
 };
@@ -93,8 +93,8 @@ fn ours(len: u64, window: u64) -> Figures {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut near = TcpTransport::new(Timeouts::default()).unwrap();
     let mut far = TcpTransport::new(Timeouts::default()).unwrap();
-    let local = near.register(mapping()).unwrap();
-    let remote = far.register(mapping()).unwrap();
+    let local = near.register(mapping(), Purpose::Post).unwrap();
+    let remote = far.register(mapping(), Purpose::Grant).unwrap();
     let (conn, offer) = near.offer().unwrap();
     let (far_conn, answer) = far.accept(&offer).unwrap();
     let terms = Terms { epoch: 1, view_min: 1 };

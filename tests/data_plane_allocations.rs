@@ -20,7 +20,7 @@ use ringkeep::{
     region::{Identity, Region, layout::Layout, mapping::Mapping},
     server::data_plane::{Attachment, Command, DataPlane, Notice, Waiting},
     transport::{
-        Access, Terms,
+        Access, Purpose, Terms,
         tcp::{Adopter, TcpTransport},
     },
 };
@@ -100,7 +100,9 @@ async fn a_mirrored_commit_allocates_nothing() {
     let layout = Layout::new(64 << 10, 2).unwrap();
     let (mine, mirror) = (region(identity, layout), region(identity, layout));
     let mapping = mirror.mapping().clone();
-    let memory = far.ask(|reply| Command::Register { mapping, reply }).await.unwrap().unwrap();
+    let purpose = Purpose::Grant;
+    let memory =
+        far.ask(|reply| Command::Register { mapping, purpose, reply }).await.unwrap().unwrap();
     let (peer, terms) = (a, Terms { epoch: 1, view_min: 0 });
     let access = Access::Write;
     let grant = |reply| Command::Grant { peer, memory, access, terms, reply };

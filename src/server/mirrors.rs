@@ -16,7 +16,7 @@ use crate::{
     name::Name,
     protocol::{Failure, FailureKind},
     region::Region,
-    transport::{Access, Terms},
+    transport::{Access, Purpose, Terms},
 };
 
 /// Before a holder that was not ready is asked again.
@@ -250,10 +250,9 @@ impl Node {
         let memory = match memory {
             Some(memory) => memory,
             None => {
-                let mapping = region.mapping().clone();
-                let registered =
-                    self.data_plane.ask(|reply| Command::Register { mapping, reply }).await?;
-                registered.map_err(|e| internal(&e))?
+                let (mapping, purpose) = (region.mapping().clone(), Purpose::Grant);
+                let register = |reply| Command::Register { mapping, purpose, reply };
+                self.data_plane.ask(register).await?.map_err(|e| internal(&e))?
             }
         };
         let (peer, access) = (id.1.clone(), Access::Write);

@@ -18,7 +18,7 @@ use crate::{
     name::Name,
     protocol::{Failure, FailureKind, Role},
     region::{Identity, Region, mapping::Mapping},
-    transport::{Access, Segment, Stamp, Terms},
+    transport::{Access, Purpose, Segment, Stamp, Terms},
 };
 
 impl Node {
@@ -134,7 +134,8 @@ impl Node {
         if segments.is_empty() {
             return Ok(());
         }
-        let register = |reply| Command::Register { mapping: into, reply };
+        let purpose = Purpose::Post;
+        let register = |reply| Command::Register { mapping: into, purpose, reply };
         let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
         let stamp = Stamp { epoch: grant.epoch, view: self.view().map_or(0, |v| v.number) };
         let (peer, key) = (from.id.clone(), grant.key);
@@ -199,8 +200,8 @@ impl Node {
         version: Option<(u32, Record)>,
         pinned: Option<Pinned>,
     ) -> Result<Reply, Failure> {
-        let mapping = region.mapping().clone();
-        let register = |reply| Command::Register { mapping, reply };
+        let (mapping, purpose) = (region.mapping().clone(), Purpose::Grant);
+        let register = |reply| Command::Register { mapping, purpose, reply };
         let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
         let terms = Terms { epoch: meta.epoch, view_min: 0 };
         let access = Access::Read;

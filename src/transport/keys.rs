@@ -9,13 +9,14 @@ use std::{
 };
 
 use super::{
-    Access, ConnId, MemoryError, MemoryId, PostError, SEGMENTS_MAX, Segment, Stamp, Terms,
+    Access, ConnId, MemoryError, MemoryId, PostError, Purpose, SEGMENTS_MAX, Segment, Stamp, Terms,
     WorkError,
 };
 use crate::region::mapping::Mapping;
 
 struct Memory {
     mapping: Arc<Mapping>,
+    purpose: Purpose,
     /// Posted requests that have not completed.
     posted: usize,
 }
@@ -49,10 +50,10 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn register(&mut self, mapping: Arc<Mapping>) -> MemoryId {
+    pub(super) fn register(&mut self, mapping: Arc<Mapping>, purpose: Purpose) -> MemoryId {
         self.memories_made += 1;
         let id = MemoryId(self.memories_made);
-        self.memories.insert(id, Memory { mapping, posted: 0 });
+        self.memories.insert(id, Memory { mapping, purpose, posted: 0 });
         id
     }
 
@@ -137,7 +138,8 @@ impl Keys {
         id: MemoryId,
         segments: &[Segment],
     ) -> Result<Arc<Mapping>, PostError> {
-        let memory = self.memories.get_mut(&id).ok_or(PostError::UnknownMemory)?;
+        let memory = self.memories.get_mut(&id).filter(|memory| memory.purpose.posts());
+        let memory = memory.ok_or(PostError::UnknownMemory)?;
         if segments.is_empty() || segments.len() > SEGMENTS_MAX {
             return Err(PostError::BadSegments);
         }

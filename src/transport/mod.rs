@@ -75,6 +75,25 @@ pub struct MemoryId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkId(pub u64);
 
+/// What memory is registered for. A device may keep tables for each use and count the memory
+/// against the limit of locked memory once for each, so only what is needed is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// This side's requests write from it and read into it.
+    Post,
+    /// Peers are granted keys to it.
+    Grant,
+    /// Both.
+    Both,
+}
+
+impl Purpose {
+    /// Work may be posted from it.
+    pub fn posts(self) -> bool {
+        self != Self::Grant
+    }
+}
+
 /// What the peer of one connection may do to a memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
@@ -150,12 +169,20 @@ pub enum WorkError {
     /// The responder revoked the key, or its terms refuse this sender: it was fenced.
     #[error("the peer refused the access: this sender is fenced")]
     Fenced,
-    /// The responder knows no such key on this connection, or the key lacks the right.
+    /// The responder knows no such key on this connection, or the key lacks the right. A NIC does
+    /// not tell this from [`WorkError::Fenced`] and answers that.
     #[error("the peer knows no such key with this right on this connection")]
     BadKey,
     /// A segment lies outside the remote memory.
     #[error("a segment lies outside the peer's memory")]
     RemoteBounds,
+    /// The responder did not acknowledge, however often the request was sent; what it did is
+    /// unknown.
+    #[error("the peer does not answer: its node, its network device or the way to it is down")]
+    Unreachable,
+    /// The local device gave up the request; what it did is unknown.
+    #[error("this node's network device gave the request up; see the log and `ringkeep doctor`")]
+    Device,
     /// The connection ended before this request was acknowledged; what it did is unknown.
     #[error("the connection ended before the request was acknowledged")]
     Flushed,
@@ -173,8 +200,8 @@ pub enum PostError {
     /// No segment, too many, an empty one, or one outside the local memory.
     #[error("a segment list that cannot be posted")]
     BadSegments,
-    /// The local memory is not registered.
-    #[error("the local memory is not registered")]
+    /// The local memory is not registered, or not for posting.
+    #[error("the local memory is not registered for posting")]
     UnknownMemory,
 }
 
@@ -235,9 +262,14 @@ pub trait Transport: Send {
     /// Which implementation this is.
     fn kind(&self) -> Kind;
 
-    /// Makes memory known, so that work can be posted from it and keys granted to it. The mapping
-    /// is kept alive until it is deregistered.
-    fn register(&mut self, mapping: Arc<Mapping>) -> Result<MemoryId, MemoryError>;
+    /// Makes memory known, so that work can be posted from it or keys granted to it, as `purpose`
+    /// says. The mapping is kept alive until it is deregistered. What takes long is done here and
+    /// in [`Transport::grant`], never while posting.
+    fn register(
+        &mut self,
+        mapping: Arc<Mapping>,
+        purpose: Purpose,
+    ) -> Result<MemoryId, MemoryError>;
 
     /// Lets memory go. All its keys are revoked first.
     fn deregister(&mut self, memory: MemoryId) -> Result<(), MemoryError>;

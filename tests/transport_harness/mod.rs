@@ -11,8 +11,8 @@ use std::{
 use ringkeep::{
     region::mapping::Mapping,
     transport::{
-        Access, ConnId, Event, MemoryId, PostError, RemoteKey, Segment, Stamp, Terms, Transport,
-        Work, WorkError, WorkId,
+        Access, ConnId, Event, MemoryId, PostError, Purpose, RemoteKey, Segment, Stamp, Terms,
+        Transport, Work, WorkError, WorkId,
         fake::{FakeNet, Weather},
         tcp::{Adopter, DATA_MAGIC, TcpTransport, Timeouts},
     },
@@ -169,7 +169,7 @@ impl<N: Network> Cluster<N> {
 
     pub fn join(&mut self, mut transport: Box<dyn Transport>, address: SocketAddr) {
         let mapping = mapping(LEN);
-        self.memories.push(transport.register(mapping.clone()).unwrap());
+        self.memories.push(transport.register(mapping.clone(), Purpose::Both).unwrap());
         self.mappings.push(mapping);
         self.nodes.push(transport);
         self.addresses.push(address);

@@ -36,8 +36,8 @@ use crate::{
     name::Name,
     region::{Region, mapping::Mapping},
     transport::{
-        Access, ConnId, ConnectError, MemoryError, MemoryId, RemoteKey, Segment, Stamp, Terms,
-        Transport,
+        Access, ConnId, ConnectError, MemoryError, MemoryId, Purpose, RemoteKey, Segment, Stamp,
+        Terms, Transport,
     },
 };
 
@@ -100,7 +100,11 @@ pub enum Command {
     /// Close all connections with this peer.
     Unlink { peer: NodeId },
     /// Make memory known to the transport.
-    Register { mapping: Arc<Mapping>, reply: Reply<Result<MemoryId, MemoryError>> },
+    Register {
+        mapping: Arc<Mapping>,
+        purpose: Purpose,
+        reply: Reply<Result<MemoryId, MemoryError>>,
+    },
     /// Let memory go; all its keys are revoked first.
     Deregister { memory: MemoryId, reply: Reply<()> },
     /// Let a peer reach memory over the connection that it opened.

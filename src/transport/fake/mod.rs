@@ -25,8 +25,8 @@ use self::{
     weather::Dice,
 };
 use super::{
-    Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, RemoteKey, Terms,
-    Transport, WORK_OUTSTANDING_MAX, Work, keys::Keys,
+    Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, Purpose,
+    RemoteKey, Terms, Transport, WORK_OUTSTANDING_MAX, Work, keys::Keys,
 };
 use crate::region::mapping::Mapping;
 
@@ -200,8 +200,12 @@ impl Transport for FakeTransport {
         Kind::Fake
     }
 
-    fn register(&mut self, mapping: Arc<Mapping>) -> Result<MemoryId, MemoryError> {
-        Ok(self.net.state().nodes[self.node].keys.register(mapping))
+    fn register(
+        &mut self,
+        mapping: Arc<Mapping>,
+        purpose: Purpose,
+    ) -> Result<MemoryId, MemoryError> {
+        Ok(self.net.state().nodes[self.node].keys.register(mapping, purpose))
     }
 
     fn deregister(&mut self, memory: MemoryId) -> Result<(), MemoryError> {

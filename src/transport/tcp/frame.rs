@@ -272,8 +272,8 @@ fn status_code(status: Result<(), WorkError>) -> u8 {
         Err(WorkError::Fenced) => 1,
         Err(WorkError::BadKey) => 2,
         Err(WorkError::RemoteBounds) => 3,
-        // Never sent: it is what a sender concludes from silence.
-        Err(WorkError::Flushed) => u8::MAX,
+        // Never sent: what a sender concludes by itself.
+        Err(WorkError::Unreachable | WorkError::Device | WorkError::Flushed) => u8::MAX,
     }
 }
 

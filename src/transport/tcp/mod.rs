@@ -54,8 +54,8 @@ use self::{
 };
 pub use self::{handshake::DATA_MAGIC, lobby::Adopter, timeouts::Timeouts};
 use super::{
-    Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, RemoteKey, Terms,
-    Transport, Work, keys::Keys,
+    Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, Purpose,
+    RemoteKey, Terms, Transport, Work, keys::Keys,
 };
 use crate::region::mapping::Mapping;
 
@@ -382,8 +382,12 @@ impl Transport for TcpTransport {
         Kind::Tcp
     }
 
-    fn register(&mut self, mapping: Arc<Mapping>) -> Result<MemoryId, MemoryError> {
-        Ok(self.keys.register(mapping))
+    fn register(
+        &mut self,
+        mapping: Arc<Mapping>,
+        purpose: Purpose,
+    ) -> Result<MemoryId, MemoryError> {
+        Ok(self.keys.register(mapping, purpose))
     }
 
     fn deregister(&mut self, memory: MemoryId) -> Result<(), MemoryError> {

@@ -13,7 +13,7 @@ use crate::{
         owned::{MirrorWork, Owned},
         sleep::drain,
     },
-    transport::{MemoryError, MemoryId, RemoteKey, Segment, Stamp, Work, WorkId},
+    transport::{MemoryError, MemoryId, Purpose, RemoteKey, Segment, Stamp, Work, WorkId},
 };
 
 /// Reads are numbered above all mirrors' work.
@@ -58,8 +58,8 @@ impl Engine {
                 self.links.unlink(&mut *self.transport, &peer);
                 self.holder_lost(&peer, now_ns);
             }
-            Command::Register { mapping, reply } => {
-                let _ = reply.send(self.transport.register(mapping));
+            Command::Register { mapping, purpose, reply } => {
+                let _ = reply.send(self.transport.register(mapping, purpose));
             }
             Command::Deregister { memory, reply } => {
                 self.deregister(memory);
@@ -164,7 +164,7 @@ impl Engine {
                 self.owned.len() - 1
             }
         };
-        let memory = self.transport.register(region.mapping().clone())?;
+        let memory = self.transport.register(region.mapping().clone(), Purpose::Post)?;
         let pace_ns = self.waiting.pace.as_nanos() as u64;
         let mut owned = Owned::new(name.clone(), region, memory, epoch, pace_ns);
         if let Some(newest) = newest {
