@@ -27,15 +27,20 @@ usage: soft-roce/vm.sh [OPTIONS] COMMAND [ARGS…]
 Several machines on one network:
   --machine NAME     the host name (soft-roce)
   --address A/BITS   of the RDMA device (10.9.0.1/24); must differ between the machines
+  --link port:N      all machines of this host with the same UDP port N share a network; it stays
+                     up whichever of them is killed or started again
   --link listen:PATH | --link connect:PATH
-                     a cable to another machine: a Unix socket that one end listens at; can be
-                     repeated, the machine then joins its cables
+                     or a cable to one other machine: a Unix socket that one end listens at. With
+                     several the machine joins its cables. When an end dies the cable is gone
   --pidfile PATH     gets the process id that kills this machine
 END
 }
 
 stop() { printf 'soft-roce/vm.sh: %s\n' "$*" >&2; exit 125; }
 say() { printf 'soft-roce/vm.sh: %s\n' "$*" >&2; }
+# 1 would look like COMMAND's own status.
+set -E
+trap 'stop "line $LINENO failed: $BASH_COMMAND"' ERR
 
 memory=2G cpus=2 hugepages=256 timeout=0 boot_timeout=300 kvm=no prepare=no
 machine=soft-roce address=10.9.0.1/24 pidfile=
@@ -75,6 +80,18 @@ virtme_version=1.42
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/ringkeep/soft-roce
 virtme_ng=$cache/virtme-ng-$virtme_version
 kernel=$cache/kernel-$ID-${VERSION_ID:-rolling}
+
+run=$(mktemp -d "${TMPDIR:-/tmp}/soft-roce.XXXXXX")
+part='' qemu_pid=''
+# shellcheck disable=SC2317 # called by the trap
+cleanup() {
+    [ -z "$qemu_pid" ] || kill -9 "$qemu_pid" 2>/dev/null || true
+    [ -z "$pidfile" ] || rm -f "$pidfile"
+    rm -rf "$run" ${part:+"$part"}
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 # --- What the host must have ---------------------------------------------------------------------
 
@@ -190,18 +207,7 @@ fi
 
 # --- The machine ---------------------------------------------------------------------------------
 
-run=$(mktemp -d "${TMPDIR:-/tmp}/soft-roce.XXXXXX")
 mkdir "$run/shared"
-qemu_pid=
-# shellcheck disable=SC2317 # called by the trap
-cleanup() {
-    [ -z "$qemu_pid" ] || kill -9 "$qemu_pid" 2>/dev/null || true
-    [ -z "$pidfile" ] || rm -f "$pidfile"
-    rm -rf "$run"
-}
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 # COMMAND with its directory and its part of the environment. A file, since the machine's own
 # command line is short.
@@ -280,20 +286,22 @@ if [ ${#links[@]} -gt 0 ]; then
     network=(-netdev "hubport,id=card,hubid=0" -device "virtio-net-pci,netdev=card,mac=$mac")
 fi
 for i in "${!links[@]}"; do
-    path=${links[i]#*:}
+    to=${links[i]#*:}
+    cable=stream,addr.type=unix,addr.path=$to,server=
     case ${links[i]} in
-        listen:*) server=on; rm -f "$path" ;;
+        listen:*) cable+=on; rm -f "$to" ;;
         connect:*)
-            server=off
+            cable+=off
             for ((waited = 0; waited < boot_timeout * 10; waited++)); do
-                [ -S "$path" ] && break
+                [ -S "$to" ] && break
                 sleep 0.1
             done
-            [ -S "$path" ] || stop "no machine listens at $path" ;;
-        *) stop "not listen:PATH or connect:PATH: ${links[i]}" ;;
+            [ -S "$to" ] || stop "no machine listens at $to" ;;
+        # Bound to the loopback address, so that nothing leaves this host.
+        port:*) cable=socket,mcast=239.9.0.1:$to,localaddr=127.0.0.1 ;;
+        *) stop "not port:N, listen:PATH or connect:PATH: ${links[i]}" ;;
     esac
-    network+=(-netdev "stream,id=cable$i,server=$server,addr.type=unix,addr.path=$path"
-        -netdev "hubport,id=port$i,hubid=0,netdev=cable$i")
+    network+=(-netdev "$cable,id=cable$i" -netdev "hubport,id=port$i,hubid=0,netdev=cable$i")
 done
 
 # virtme-ng makes the boot archive and says how to start QEMU. QEMU is then started from here, so
