@@ -319,8 +319,9 @@ done
 for dir in "${rw[@]}"; do
     virtme+=(--rwdir "$dir")
 done
-command=$(PATH=$PATH:/usr/sbin PYTHONPATH=$virtme_ng/lib TMPDIR=$run "${virtme[@]}" </dev/null) ||
-    stop "virtme-ng failed: ${command:-}"
+# It looks whether it could open its outputs by name, which fails when another user owns them.
+command=$(PATH=$PATH:/usr/sbin PYTHONPATH=$virtme_ng/lib TMPDIR=$run "${virtme[@]}" \
+    </dev/null 2>"$run/virtme") || stop "virtme-ng failed: $(cat "$run/virtme") ${command:-}"
 eval "qemu=($command)"
 # The kernel's messages go to a file that is shown if the machine dies.
 qemu=("${qemu[@]/#file,id=console,path=*/file,id=console,path=$run/console}")
@@ -338,17 +339,17 @@ qemu_pid=$!
     trap - EXIT
     limit() { # SECONDS FILE-THAT-ENDS-IT NAME
         local end=$((SECONDS + $1))
-        while kill -0 $qemu_pid 2>/dev/null && [ ! -e "$2" ]; do
-            if [ $SECONDS -ge $end ]; then
+        while kill -0 $qemu_pid && [ ! -e "$2" ]; do
+            if [ "$1" -gt 0 ] && [ $SECONDS -ge $end ]; then
                 touch "$run/$3"
                 kill -9 $qemu_pid
-                return
             fi
             sleep 0.2
         done
     }
     limit "$boot_timeout" "$run/shared/ready" no-boot
-    [ "$timeout" -eq 0 ] || limit "$timeout" "$run/shared/status" timeout
+    limit "$timeout" "$run/shared/status" timeout
+    limit 60 "$run/never" no-end
 ) >/dev/null 2>&1 &
 watch=$!
 
