@@ -115,11 +115,10 @@ host_tools() {
     need depmod kmod
     need file file
     need zstd zstd
-    need ip iproute2
     need rdma iproute2
     need ibv_devinfo ibverbs-utils
     need udevadm udev
-    # It knows the devices: without a provider for rxe, programs in the machine see none.
+    # Without the provider for rxe, programs in the machine see no device.
     [ -e /etc/libibverbs.d/rxe.driver ] || missing+=(ibverbs-providers)
     # The command `python3 -m venv` exists without this package, and then fails.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
@@ -228,7 +227,9 @@ mkdir "$run/shared"
     cat <<'END'
 set -euo pipefail
 shared=/run/soft-roce.shared
-trap 'echo "soft-roce/vm.sh: line $LINENO of the machine'\''s preparation failed" >&2' ERR
+fail() { echo "soft-roce/vm.sh: in the machine: $*" >&2; exit 125; }
+trap '[ -e $shared/status ] || echo 125 >$shared/status' EXIT
+trap 'fail "line $LINENO failed: $BASH_COMMAND"' ERR
 mkdir -p /run/soft-roce.tmp
 mount --rbind /tmp /run/soft-roce.tmp
 mount -t tmpfs -o mode=1777 tmpfs /tmp
@@ -240,8 +241,11 @@ modprobe rdma_rxe
 modprobe rdma_ucm
 ulimit -l unlimited
 echo "$hugepages" >/proc/sys/vm/nr_hugepages
-[ "$(cat /proc/sys/vm/nr_hugepages)" -eq "$hugepages" ] ||
-    echo "soft-roce/vm.sh: only $(cat /proc/sys/vm/nr_hugepages) huge pages: give more --memory" >&2
+reserved=$(cat /proc/sys/vm/nr_hugepages)
+if [ "$reserved" -lt "$hugepages" ]; then
+    echo 0 >/proc/sys/vm/nr_hugepages
+    fail "no memory for $hugepages huge pages, only for $reserved: give more --memory"
+fi
 mkdir -p /dev/hugepages
 mount -t hugetlbfs -o pagesize=2M hugetlbfs /dev/hugepages
 
@@ -255,7 +259,7 @@ else
     for file in /sys/class/net/*/address; do
         [ "$(cat "$file")" != "$mac" ] || interface=$(basename "$(dirname "$file")")
     done
-    [ -n "$interface" ] || { echo "soft-roce/vm.sh: no network card $mac" >&2; exit 125; }
+    [ -n "$interface" ] || fail "no network card $mac"
 fi
 ip link set lo up
 ip address add "$address" dev "$interface"
@@ -271,7 +275,7 @@ for ((i = 0; i < 600; i++)); do
     fi
     sleep 0.1
 done
-[ "${ready:-}" = yes ] || { echo "soft-roce/vm.sh: the RDMA device is not active" >&2; exit 125; }
+[ "${ready:-}" = yes ] || fail "the RDMA device is not active"
 trap - ERR
 touch $shared/ready
 set +e
