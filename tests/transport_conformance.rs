@@ -213,12 +213,18 @@ fn a_fence_in_the_middle_of_one_large_write_stops_it<N: Network>() {
     let mut ring = Cluster::<N>::new(2);
     let link = ring.link(0, 1, Access::Write);
     let source = ring.fill(0, 1);
-    let before = ring.fill(1, 2);
+    ring.fill(1, 2);
+    let first = |ring: &Cluster<N>| {
+        let mut word = [0; 8];
+        ring.mappings[1].read_at(0, &mut word).unwrap();
+        word
+    };
+    let before = first(&ring);
     ring.write(&link, 1, &[seg(0, 0, LEN as u64)]).unwrap();
-    ring.until("a part is placed", |ring| ring.bytes(1) != before);
+    ring.until("a part is placed", |ring| first(ring) != before);
+    ring.nodes[1].revoke(link.key);
     let at_fence = ring.bytes(1);
     assert!(at_fence != source, "the write was placed at once: make it larger");
-    ring.nodes[1].revoke(link.key);
     assert_eq!(ring.complete(0, 1), [(link.near, 1, Err(WorkError::Fenced))]);
     ring.nothing_more();
     assert!(ring.bytes(1) == at_fence);

@@ -6,7 +6,7 @@ use std::{
     io::Read,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 #[cfg(feature = "rdma")]
@@ -40,6 +40,8 @@ pub trait Network {
     fn step(&mut self);
     /// Steps without an event after which a test may believe that nothing happens any more.
     const QUIET_STEPS: usize;
+    /// How long something that is waited for may take, however many steps that is.
+    const PATIENCE: Duration = Duration::ZERO;
     /// The terms of a key are held against each request. A NIC knows keys only.
     const CHECKS_TERMS: bool = true;
     /// What a refusal is told as.
@@ -124,6 +126,7 @@ impl VerbsNetwork {
 #[cfg(feature = "rdma")]
 impl Network for VerbsNetwork {
     const QUIET_STEPS: usize = 2_000;
+    const PATIENCE: Duration = Duration::from_secs(30);
     const CHECKS_TERMS: bool = false;
 
     fn new() -> Self {
@@ -259,11 +262,13 @@ impl<N: Network> Cluster<N> {
     }
 
     pub fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) {
-        for _ in 0..STEPS_MAX {
+        let (began, mut steps) = (Instant::now(), 0);
+        while steps < STEPS_MAX || began.elapsed() < N::PATIENCE {
             if condition(self) {
                 return;
             }
             self.step();
+            steps += 1;
         }
         panic!("never came: {what}; seen: {:?}", self.seen);
     }

@@ -67,8 +67,9 @@ use crate::region::mapping::Mapping;
 /// From [`Transport::finish`] to a connection that is ready.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// From [`Transport::accept`] until the peer's device connects.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(10);
-/// A thread that does not sleep looks once in so many rounds for what is not completions.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+/// A thread that does not sleep, and whose connections are made, looks once in so many rounds for
+/// what is not completions.
 const ROUNDS_PER_LOOK: u32 = 64;
 
 /// What was asked of the device so far: what a commit costs, however slow the machine.
@@ -543,7 +544,8 @@ impl Transport for VerbsTransport {
         events.append(&mut self.untold);
         let mut moved = self.complete(events);
         self.rounds = self.rounds.wrapping_add(1);
-        if mem::take(&mut self.look) || self.rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+        let connecting = self.connections.values().any(|c| c.deadline.is_some());
+        if mem::take(&mut self.look) || connecting || self.rounds.is_multiple_of(ROUNDS_PER_LOOK) {
             let fired = self.readiness.look();
             if fired.completions {
                 self.completions.quiet();
