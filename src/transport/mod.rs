@@ -7,6 +7,7 @@
 //!
 //! | implementation | what it is |
 //! | --- | --- |
+//! | `verbs` | one-sided RDMA (cargo feature `rdma`) |
 //! | [`tcp`] | frames over one TCP connection per direction, received straight into the mirror |
 //! | [`fake`] | an in-memory network with a seed: delay, cut, torn and late placement |
 //!
@@ -32,6 +33,8 @@ pub mod fake;
 mod keys;
 pub mod many;
 pub mod tcp;
+#[cfg(feature = "rdma")]
+pub mod verbs;
 
 use std::{fmt, io, net::SocketAddr, os::fd::BorrowedFd, sync::Arc};
 

@@ -2,12 +2,15 @@
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its part.
 
 use std::{
+    fs::File,
     io::Read,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+#[cfg(feature = "rdma")]
+use ringkeep::transport::verbs::VerbsTransport;
 use ringkeep::{
     region::mapping::Mapping,
     transport::{
@@ -17,6 +20,7 @@ use ringkeep::{
         tcp::{Adopter, DATA_MAGIC, TcpTransport, Timeouts},
     },
 };
+use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Length of every node's memory: more than a transport moves in one turn.
 pub const LEN: usize = 12 << 20;
@@ -36,6 +40,14 @@ pub trait Network {
     fn step(&mut self);
     /// Steps without an event after which a test may believe that nothing happens any more.
     const QUIET_STEPS: usize;
+    /// How long something that is waited for may take, however many steps that is.
+    const PATIENCE: Duration = Duration::ZERO;
+    /// The terms of a key are held against each request. A NIC knows keys only.
+    const CHECKS_TERMS: bool = true;
+    /// What a refusal is told as.
+    fn told(why: WorkError) -> WorkError {
+        why
+    }
 }
 
 /// One listener for each node, as the server has.
@@ -91,6 +103,48 @@ impl TcpNetwork {
         let address = listener.local_addr().unwrap();
         self.listeners.push((listener, adopter));
         address
+    }
+}
+
+/// The RDMA device of this machine.
+#[cfg(feature = "rdma")]
+pub struct VerbsNetwork;
+
+#[cfg(feature = "rdma")]
+impl VerbsNetwork {
+    /// Whether there is a device. Where one must be there, its absence is a failure: see
+    /// `soft-roce/vm.sh`.
+    pub fn is_there() -> bool {
+        let found = ringkeep::transport::verbs::discovery::devices();
+        let there = found.iter().any(|device| device.problem.is_none());
+        let wanted = std::env::var_os("RINGKEEP_REQUIRE_RDMA").is_some();
+        assert!(there || !wanted, "no usable RDMA device: {found:?}");
+        there
+    }
+}
+
+#[cfg(feature = "rdma")]
+impl Network for VerbsNetwork {
+    const QUIET_STEPS: usize = 2_000;
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const CHECKS_TERMS: bool = false;
+
+    fn new() -> Self {
+        Self
+    }
+
+    fn endpoint(&mut self) -> (Box<dyn Transport>, SocketAddr) {
+        let any = [127, 0, 0, 1].into();
+        let transport = VerbsTransport::open(None, any).unwrap();
+        let address = transport.address();
+        (Box::new(transport), address)
+    }
+
+    fn step(&mut self) {}
+
+    fn told(why: WorkError) -> WorkError {
+        // A NIC refuses what it has no key for, and does not say whether it ever had.
+        if why == WorkError::BadKey { WorkError::Fenced } else { why }
     }
 }
 
@@ -208,11 +262,13 @@ impl<N: Network> Cluster<N> {
     }
 
     pub fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) {
-        for _ in 0..STEPS_MAX {
+        let (began, mut steps) = (Instant::now(), 0);
+        while steps < STEPS_MAX || began.elapsed() < N::PATIENCE {
             if condition(self) {
                 return;
             }
             self.step();
+            steps += 1;
         }
         panic!("never came: {what}; seen: {:?}", self.seen);
     }
@@ -289,7 +345,7 @@ pub fn pattern(seed: u64) -> Vec<u8> {
 }
 
 pub fn mapping(len: usize) -> Arc<Mapping> {
-    let file = tempfile::tempfile().unwrap();
+    let file = File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(len as u64).unwrap();
     Arc::new(Mapping::new(&file, len).unwrap())
 }

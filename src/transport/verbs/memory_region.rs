@@ -1,0 +1,124 @@
+//! A memory region: a mapping that the device may reach, with the rights of one use.
+
+use std::{ffi::c_void, io, mem, ptr::NonNull, sync::Arc};
+
+use rdma_sys::{ibv_access_flags, ibv_dereg_mr, ibv_mr, ibv_reg_mr};
+
+use super::protection_domain::ProtectionDomain;
+use crate::{region::mapping::Mapping, transport::Access};
+
+/// What the device may do with a memory region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// This side's requests read from it and write into it.
+    Local,
+    /// The peer's requests.
+    Remote(Access),
+}
+
+impl Rights {
+    fn flags(self) -> i32 {
+        // Neither relaxed ordering (a commit word must not overtake its payload) nor the flag for
+        // huge pages, which newer kernels refuse.
+        let flags = match self {
+            Self::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
+            Self::Remote(Access::Read) => ibv_access_flags::IBV_ACCESS_REMOTE_READ,
+            Self::Remote(Access::Write) => {
+                ibv_access_flags::IBV_ACCESS_LOCAL_WRITE // the device demands it with the next
+                    | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
+                    | ibv_access_flags::IBV_ACCESS_REMOTE_READ
+            }
+        };
+        flags.0 as i32
+    }
+}
+
+/// Holds the mapping: it outlives whatever the device does with it.
+#[derive(Debug)]
+pub(super) struct MemoryRegion {
+    raw: NonNull<ibv_mr>,
+    mapping: Arc<Mapping>,
+    _domain: Arc<ProtectionDomain>,
+}
+
+// SAFETY: libibverbs objects may be used from any thread.
+unsafe impl Send for MemoryRegion {}
+
+impl MemoryRegion {
+    /// Pins the whole mapping and tells the device its pages. Takes time in proportion to the
+    /// number of pages.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where the limit of locked memory does not allow it.
+    pub(super) fn register(
+        domain: &Arc<ProtectionDomain>,
+        mapping: &Arc<Mapping>,
+        rights: Rights,
+    ) -> io::Result<Self> {
+        let (start, len) = (mapping.as_ptr().cast::<c_void>(), mapping.len() as usize);
+        // SAFETY: the range is mapped, and stays so as long as the mapping is held here.
+        let raw = unsafe { ibv_reg_mr(domain.as_ptr(), start, len, rights.flags()) };
+        let raw = NonNull::new(raw).ok_or_else(|| refused(io::Error::last_os_error(), len))?;
+        Ok(Self { raw, mapping: mapping.clone(), _domain: domain.clone() })
+    }
+
+    /// The key for this side's requests.
+    pub(super) fn lkey(&self) -> u32 {
+        // SAFETY: alive, and never changed after registering.
+        unsafe { (*self.raw.as_ptr()).lkey }
+    }
+
+    /// The key for the peer's requests.
+    pub(super) fn rkey(&self) -> u32 {
+        // SAFETY: alive, and never changed after registering.
+        unsafe { (*self.raw.as_ptr()).rkey }
+    }
+
+    /// Where the device finds the mapping's first byte.
+    pub(super) fn base(&self) -> u64 {
+        self.mapping.as_ptr() as u64
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.mapping.len()
+    }
+
+    /// When this succeeds, the device reaches the memory through this region no more. A region that
+    /// the device does not let go comes back.
+    pub(super) fn deregister(self) -> Result<(), (Self, io::Error)> {
+        // SAFETY: registered once, and let go once: a success forgets it. Posted work that uses it
+        // ends with an error.
+        match unsafe { ibv_dereg_mr(self.raw.as_ptr()) } {
+            0 => {
+                let (mapping, domain) = (self.mapping.clone(), self._domain.clone());
+                mem::forget(self);
+                drop((mapping, domain));
+                Ok(())
+            }
+            errno => Err((self, io::Error::from_raw_os_error(errno))),
+        }
+    }
+}
+
+impl Drop for MemoryRegion {
+    fn drop(&mut self) {
+        // SAFETY: registered once and not let go before: `deregister` forgets what it let go.
+        let status = unsafe { ibv_dereg_mr(self.raw.as_ptr()) };
+        if status != 0 {
+            let error = io::Error::from_raw_os_error(status);
+            tracing::error!(%error, "letting a memory region go");
+        }
+    }
+}
+
+/// The system says "cannot allocate memory" for a limit, which sends people the wrong way.
+fn refused(error: io::Error, len: usize) -> io::Error {
+    if error.kind() != io::ErrorKind::OutOfMemory {
+        return error;
+    }
+    let why = format!(
+        "the limit of locked memory leaves no room for {len} bytes: raise it (`ulimit -l \
+         unlimited`, or LimitMEMLOCK=infinity in the service's unit); `ringkeep doctor` shows it"
+    );
+    io::Error::new(io::ErrorKind::OutOfMemory, why)
+}

@@ -1,0 +1,105 @@
+//! What wakes a sleeper: the connection manager, completions, the device, and a timer.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::{
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+    },
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
+        timerfd_settime,
+    },
+};
+
+const CONNECTIONS: u64 = 0;
+const COMPLETIONS: u64 = 1;
+const DEVICE: u64 = 2;
+const TIMER: u64 = 3;
+
+/// What there is to look at.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Fired {
+    pub(super) connections: bool,
+    pub(super) completions: bool,
+    pub(super) device: bool,
+    pub(super) timer: bool,
+}
+
+pub(super) struct Readiness {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+}
+
+impl Readiness {
+    pub(super) fn new(
+        connections: BorrowedFd<'_>,
+        completions: BorrowedFd<'_>,
+        device: BorrowedFd<'_>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        let watched = [
+            (connections, CONNECTIONS),
+            (completions, COMPLETIONS),
+            (device, DEVICE),
+            (timer.as_fd(), TIMER),
+        ];
+        for (fd, number) in watched {
+            epoll::add(&epoll, fd, EventData::new_u64(number), EventFlags::IN)?;
+        }
+        Ok(Self { epoll, timer })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// One system call.
+    pub(super) fn look(&self) -> Fired {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut buffer = [const { MaybeUninit::<epoll::Event>::uninit() }; 4];
+        let mut fired = Fired::default();
+        match epoll::wait(&self.epoll, &mut buffer, Some(&now)) {
+            Ok((events, _)) => {
+                for event in events {
+                    match event.data.u64() {
+                        CONNECTIONS => fired.connections = true,
+                        COMPLETIONS => fired.completions = true,
+                        DEVICE => fired.device = true,
+                        _ => fired.timer = true,
+                    }
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => tracing::error!(%error, "waiting for the RDMA device"),
+        }
+        if fired.timer {
+            let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+        }
+        fired
+    }
+
+    /// Fires once after this time; `None`: not at all.
+    pub(super) fn set_timer(&self, after: Option<Duration>) {
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = after.map_or(zero, |after| Timespec {
+            tv_sec: after.as_secs().try_into().unwrap_or(i64::MAX),
+            // Zero would switch the timer off.
+            tv_nsec: i64::from(after.subsec_nanos().max(1)),
+        });
+        let spec = Itimerspec { it_interval: zero, it_value };
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
+            tracing::error!(%error, "the timer of the RDMA transport cannot be set");
+        }
+    }
+}
