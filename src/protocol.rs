@@ -224,7 +224,7 @@ pub struct Status {
     pub node: Name,
     /// Which life of it.
     pub incarnation: u64,
-    /// How its mirrors are reached.
+    /// The best transport that it has and may use; each mirror has its own.
     pub transport: transport::Kind,
     /// Large regions lie in huge pages.
     pub hugepages: bool,

@@ -147,6 +147,21 @@ fn an_address_others_can_reach_needs_a_key() {
     refused(&run(&["serve", "--join", "127.0.0.1:1,10.0.0.2:7741"]), 2);
 }
 
+/// On a machine with RDMA, too: nothing has a device of this name.
+#[test]
+fn rdma_alone_without_a_device_does_not_start() {
+    let tmp = tempfile::tempdir().unwrap();
+    let place = |name: &str| tmp.path().join(name).to_str().unwrap().to_owned();
+    let (dir, socket) = (place("dir"), place("socket"));
+    let at = ["--listen", "127.0.0.1:0", "--dir", &dir, "--socket", &socket, "--memory", "64m"];
+    let rdma = ["serve", "-q", "--transport", "rdma", "--device", "no-such-device"];
+    let line = refused(&ringkeep(&rdma).args(at).output().unwrap(), 1);
+    assert!(line.contains("RDMA") && line.contains("--transport auto"), "{line}");
+    let mend = if cfg!(feature = "rdma") { "`ringkeep doctor`" } else { "the feature rdma" };
+    assert!(line.contains(mend), "{line}");
+    assert!(!Path::new(&dir).exists(), "nothing is left behind");
+}
+
 /// Each address needs a key, so the refusal tells which one would have been used.
 #[test]
 fn a_flag_overrides_the_environment_and_that_the_file() {

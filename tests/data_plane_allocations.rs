@@ -1,5 +1,6 @@
 //! A mirrored commit allocates nothing once the data plane has warmed up: counted over the whole
-//! process, in which an owner's and a holder's data plane and a client commit over TCP.
+//! process, in which an owner's and a holder's data plane and a client commit over TCP, beside a
+//! transport that is preferred and not used.
 #![cfg(feature = "server")]
 
 use std::{
@@ -20,7 +21,9 @@ use ringkeep::{
     region::{Identity, Region, layout::Layout, mapping::Mapping},
     server::data_plane::{Attachment, Command, DataPlane, Notice, Waiting},
     transport::{
-        Access, Purpose, Terms,
+        Access, Kind, Purpose, Terms,
+        fake::FakeNet,
+        many::Many,
         tcp::{Adopter, TcpTransport},
     },
 };
@@ -60,6 +63,10 @@ fn region(identity: Identity, layout: Layout) -> Region {
     Region::new(mapping, layout, identity).unwrap()
 }
 
+fn beside_another(tcp: TcpTransport) -> Many {
+    Many::new(vec![Box::new(FakeNet::new(1).endpoint("idle")), Box::new(tcp)])
+}
+
 /// Accepts what the owner's transport dials, as the control plane does.
 fn adopt_one(listener: TcpListener, adopter: Adopter) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
@@ -82,16 +89,17 @@ async fn a_mirrored_commit_allocates_nothing() {
     let far = TcpTransport::new(Default::default()).unwrap();
     let accepting = adopt_one(listener, far.adopter());
     let waiting = Waiting::default();
-    let (far, _far_notices) = DataPlane::start(b.clone(), Box::new(far), waiting).unwrap();
-    let near = Box::new(TcpTransport::new(Default::default()).unwrap());
-    let (near, mut notices) = DataPlane::start(a.clone(), near, waiting).unwrap();
+    let (far, _far_notices) = DataPlane::start(b.clone(), beside_another(far), waiting).unwrap();
+    let near = TcpTransport::new(Default::default()).unwrap();
+    let (near, mut notices) = DataPlane::start(a.clone(), beside_another(near), waiting).unwrap();
     near.send(Command::View { me: a.clone(), view: Some(Arc::new(view)) }).unwrap();
 
     // The connection, and the mirror that it leads to.
-    let peer = b.clone();
-    let offer = near.ask(|reply| Command::Offer { peer, reply }).await.unwrap().unwrap();
+    let (peer, kind) = (b.clone(), Kind::Tcp);
+    let offer = near.ask(|reply| Command::Offer { peer, kind, reply }).await.unwrap().unwrap();
     let peer = a.clone();
-    let answer = far.ask(|reply| Command::Accept { peer, offer, reply }).await.unwrap().unwrap();
+    let accept = |reply| Command::Accept { peer, kind, offer, reply };
+    let answer = far.ask(accept).await.unwrap().unwrap();
     let peer = b.clone();
     let finish = |reply| Command::Finish { peer, answer, address, reply };
     near.ask(finish).await.unwrap().unwrap();

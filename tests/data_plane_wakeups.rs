@@ -15,7 +15,7 @@ use ringkeep::{
 #[tokio::test]
 async fn every_command_is_answered_whenever_it_comes() {
     let me = NodeId { name: Name::new("a").unwrap(), incarnation: 1 };
-    let transport = Box::new(TcpTransport::new(Default::default()).unwrap());
+    let transport = TcpTransport::new(Default::default()).unwrap();
     let waiting = Waiting { spin: Duration::ZERO, ..Waiting::default() };
     let view = || Command::View { me: me.clone(), view: None };
     let (data_plane, _notices) = DataPlane::start(me.clone(), transport, waiting).unwrap();

@@ -1,4 +1,5 @@
 //! What a cluster may expect of its membership, over the real machine in simulated time.
+#![cfg(feature = "server")]
 
 mod membership_net;
 

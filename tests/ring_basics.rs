@@ -12,11 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{RINGKEEP, Ring, command, get, in_sync, members, name, payload::Random, refused};
+use common::{
+    RINGKEEP, Ring, command, get, in_sync, members, name, owned, payload::Random, refused,
+    servers::Server,
+};
 use ringkeep::{
     Client, Durability, OpenError, Options,
     client::{CommitError, OwnershipError, WriteError},
     protocol::FailureKind,
+    transport::Kind,
 };
 
 /// nobody
@@ -61,6 +65,30 @@ fn a_ring_of_one_is_usable_at_once() {
     ring.refused(0, &["rm", "sched"], 3);
     ring.refused(0, &["verify", "sched"], 3);
     assert_eq!(json(&ring.ok(0, &["ls", "--json"])), serde_json::json!([]));
+}
+
+/// One may use what there is, the other TCP only: what they have in common is TCP, whether this
+/// machine has RDMA or not.
+#[test]
+fn servers_that_have_one_transport_in_common_use_it() {
+    let start = |name: &str, transport: &str, join: &[&str]| {
+        let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", transport];
+        let mut server = Server::new(name, &[&flags[..], join].concat());
+        server.start();
+        server
+    };
+    let a = start("a", "tcp", &[]);
+    let b = start("b", "auto", &["--join", &a.address()]);
+    let file = temp_file(b"state");
+    for server in [&a, &b] {
+        server.wait("the ring", |s| members(s, 2));
+        let put = ["put", &server.name, path(&file), "--durability", "mirrored"];
+        assert_eq!(server.ok(&put), "1\n");
+        let status = server.wait("the mirror", |s| in_sync(s, &server.name));
+        let mirror = owned(&status, &server.name).unwrap().mirror.as_ref().unwrap();
+        assert_eq!(mirror.transport, Kind::Tcp);
+    }
+    assert_eq!(a.status().unwrap().transport, Kind::Tcp);
 }
 
 #[test]
@@ -133,6 +161,7 @@ fn three_nodes_have_the_same_checkpoints() {
         ("/checkpoints/0/mirror/node", ring.node(mirror).name().into()),
         ("/checkpoints/0/mirror/version", 1.into()),
         ("/checkpoints/0/mirror/state", "in-sync".into()),
+        ("/checkpoints/0/mirror/transport", "tcp".into()),
     ] {
         let wanted: serde_json::Value = wanted;
         assert_eq!(status.pointer(key), Some(&wanted), "{key} in {status}");

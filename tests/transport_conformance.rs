@@ -2,10 +2,13 @@
 
 #[path = "transport_harness/mod.rs"]
 mod harness;
+#[path = "transport_harness/many.rs"]
+mod many;
 
 #[cfg(feature = "rdma")]
 use harness::VerbsNetwork;
 use harness::{Cluster, FakeNetwork, LEN, Link, Network, TERMS, TcpNetwork, pattern, seg};
+use many::{ManyOverFake, ManyOverTcp};
 use proptest::prelude::*;
 use ringkeep::transport::{
     Access, ConnectError, Event, MemoryError, PostError, RemoteKey, SEGMENTS_MAX, Segment, Stamp,
@@ -465,6 +468,9 @@ macro_rules! conformance {
         }
         mod tcp { $(#[test] fn $test() { super::$test::<super::TcpNetwork>(); })* }
         mod fake { $(#[test] fn $test() { super::$test::<super::FakeNetwork>(); })* }
+        // Two transports as one, with connections over the second and over the first of them.
+        mod many_tcp { $(#[test] fn $test() { super::$test::<super::ManyOverTcp>(); })* }
+        mod many_fake { $(#[test] fn $test() { super::$test::<super::ManyOverFake>(); })* }
     };
 }
 

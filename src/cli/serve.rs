@@ -7,7 +7,7 @@ use super::{
     config::{self, FileConfig, FileError, Machine, ServeConfig},
     exit::{Exit, Failure, Outcome},
     uid,
-    values::{Poll, TransportChoice},
+    values::Poll,
 };
 use crate::{
     cluster_key::{ClusterKey, ReadKeyError},
@@ -23,10 +23,6 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Outcome {
 }
 
 fn serve(config: ServeConfig, key: Option<ClusterKey>) -> Outcome {
-    if config.transport == TransportChoice::Rdma {
-        return Err(Failure::new(Exit::Failed, "this build has no RDMA transport")
-            .hint("start with --transport tcp or auto"));
-    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if let Some(cpu) = config.cpu.filter(|&cpu| cpu >= cores) {
         return Err(Failure::new(Exit::Usage, format!("there is no core {cpu}"))
@@ -48,6 +44,8 @@ fn serve(config: ServeConfig, key: Option<ClusterKey>) -> Outcome {
         membership: Default::default(),
         metrics: config.metrics,
         key,
+        transport: config.transport.into(),
+        device: config.device.map(|device| device.to_string()),
     })
     .map_err(|error| Failure::new(Exit::Failed, error))?;
     Ok(Exit::Done)

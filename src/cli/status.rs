@@ -46,7 +46,7 @@ fn text(status: &Status, charset: Charset) -> String {
     }
     let _ = writeln!(
         text,
-        "\nIncarnation {}, mirrors over {}, {} pages, memory {} of {}",
+        "\nIncarnation {}, transport {}, {} pages, memory {} of {}",
         status.incarnation,
         status.transport,
         if status.hugepages { "huge" } else { "ordinary" },
@@ -69,6 +69,7 @@ fn checkpoints(status: &Status) -> String {
         ("MIRROR", Align::Left),
         ("VERSION", Align::Right),
         ("STATE", Align::Left),
+        ("OVER", Align::Left),
     ];
     let rows = status.checkpoints.iter().map(|c| {
         let role = match c.role {
@@ -86,6 +87,7 @@ fn checkpoints(status: &Status) -> String {
             or_dash(mirror.map(|m| &m.node)),
             or_dash(mirror.map(|m| m.version)),
             or_dash(mirror.map(|m| m.state)),
+            or_dash(mirror.map(|m| m.transport)),
         ]
     });
     format!("\n{}", table(heads, rows))
@@ -138,7 +140,8 @@ mod tests {
             "| queue v9 owner |",
             "Not answering: b",
             "memory 4.00 MiB of 8.00 MiB",
-            "sched       owner       42  1.00 MiB  attached  c            42  in-sync",
+            "sched       owner       42  1.00 MiB  attached  c            42  in-sync  tcp",
+            "transport rdma",
             "queue      b            9  in-sync",
         ] {
             assert!(words(&text).contains(&words(part)), "{part}\n{text}");

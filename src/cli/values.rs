@@ -6,6 +6,8 @@ use std::{fmt, str::FromStr, time::Duration};
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::server::Policy;
+
 /// A number of bytes: `4096`, `64MiB`, `1g`. K, M, G and T are powers of 1024, as for `dd` and
 /// `mount`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -66,10 +68,20 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub enum TransportChoice {
     /// RDMA where both ends of a link have it, else TCP, saying so once
     Auto,
-    /// RDMA only; refuses to fall back
+    /// RDMA only: without a device the server does not start, and no link falls back
     Rdma,
     /// TCP only
     Tcp,
+}
+
+impl From<TransportChoice> for Policy {
+    fn from(choice: TransportChoice) -> Self {
+        match choice {
+            TransportChoice::Auto => Self::Auto,
+            TransportChoice::Rdma => Self::Rdma,
+            TransportChoice::Tcp => Self::Tcp,
+        }
+    }
 }
 
 /// `--poll`.

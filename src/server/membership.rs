@@ -155,6 +155,7 @@ impl Node {
         self.cluster.set(view.cluster);
         for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
             self.links.borrow_mut().remove(&gone.id);
+            self.negotiation.borrow_mut().forget(&gone.id);
             let unlink = Command::Unlink { peer: gone.id.clone() };
             if self.data_plane.send(unlink).is_err() {
                 return self.stop();
@@ -178,6 +179,7 @@ impl Node {
         self.links.borrow_mut().clear();
         let mut me = self.me.borrow().clone();
         for member in view.everybody() {
+            self.negotiation.borrow_mut().forget(&member.id);
             let unlink = Command::Unlink { peer: member.id.clone() };
             if self.data_plane.send(unlink).is_err() {
                 return self.stop();

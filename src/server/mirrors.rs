@@ -27,27 +27,36 @@ const RETRY_REFUSED_AFTER: Duration = Duration::from_millis(500);
 impl Node {
     // The owner's side.
 
-    /// The data plane wants something.
-    pub(super) async fn notice(self: Rc<Self>, notice: Notice) {
+    /// The data plane wants something. What takes long is a task of its own; the end of a link is
+    /// heard at once, so that whoever wants one next does not find the old one.
+    pub(super) fn notice(self: &Rc<Self>, notice: Notice) {
         match notice {
-            Notice::NeedMirror { name, holder } => self.need_mirror(name, holder).await,
+            Notice::NeedMirror { name, holder } => {
+                let node = self.clone();
+                tokio::task::spawn_local(async move { node.need_mirror(name, holder).await });
+            }
             Notice::Synced { name, holder, view } => self.synced(name, holder, view),
             Notice::Released { name, holder, confirmed } => {
                 tracing::debug!(checkpoint = %name, %holder, confirmed, "a mirror was let go");
             }
-            Notice::LinkDown { peer, conn } => self.link_down(&peer, conn),
+            Notice::LinkDown { peer, conn, kind, proven } => {
+                self.link_down(&peer, conn, kind, proven);
+            }
             Notice::Fenced { name, holder } => {
                 tracing::warn!(checkpoint = %name, %holder, "the holder refused a commit: fenced");
             }
             Notice::Violation { name, violation } => {
                 tracing::warn!(checkpoint = %name, %violation, "a client was let go");
                 if violation == Violation::Cut {
-                    let _lock = self.lock(&name).await;
-                    // It may have got a new region while this waited.
-                    let still = |o: &super::node::Owned| o.region.mapping().is_cut();
-                    if self.owned.borrow().get(&name).is_some_and(still) {
-                        self.region_cut(&name).await;
-                    }
+                    let node = self.clone();
+                    tokio::task::spawn_local(async move {
+                        let _lock = node.lock(&name).await;
+                        // It may have got a new region while this waited.
+                        let still = |o: &super::node::Owned| o.region.mapping().is_cut();
+                        if node.owned.borrow().get(&name).is_some_and(still) {
+                            node.region_cut(&name).await;
+                        }
+                    });
                 }
             }
         }

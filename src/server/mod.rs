@@ -14,6 +14,7 @@ mod local;
 mod membership;
 pub mod metrics;
 mod mirrors;
+mod negotiation;
 mod node;
 mod open;
 pub mod peers;
@@ -23,6 +24,7 @@ pub mod rpc;
 pub mod state_file;
 pub mod store;
 mod take_over;
+mod transports;
 
 use std::{
     cell::Cell,
@@ -44,13 +46,16 @@ use tokio::{
     task::LocalSet,
 };
 
+pub use self::negotiation::Policy;
 use self::{
     data_plane::{DataPlane, Waiting},
     membership::{FORMER_STATE_FILE, STATE_FILE, Shell},
+    negotiation::Negotiation,
     node::{Mirror, Node, Owned, Parts},
     peers::Peers,
     state_file::{BootId, OpenStateError, StateFile},
     store::{Held, Store, Stored},
+    transports::Opened,
 };
 use crate::{
     cluster_key::ClusterKey,
@@ -60,10 +65,7 @@ use crate::{
         files::{Places, make_private_dir},
         sigbus,
     },
-    transport::{
-        Kind,
-        tcp::{DATA_MAGIC, TcpTransport},
-    },
+    transport::{many::Many, tcp::DATA_MAGIC},
 };
 
 /// Told to people whose large checkpoints lie in ordinary pages.
@@ -93,6 +95,10 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// The ring's secret.
     pub key: Option<ClusterKey>,
+    /// Which transports links may use.
+    pub transport: Policy,
+    /// The RDMA device; the first active one if none.
+    pub device: Option<String>,
 }
 
 /// Why a server could not start, or ended.
@@ -115,6 +121,14 @@ pub enum ServeError {
     /// The votes of the last life cannot be read or kept.
     #[error(transparent)]
     State(#[from] OpenStateError),
+    /// RDMA alone is wanted, and there is none.
+    #[error("{why}; {mend}, and --transport auto uses TCP where there is no RDMA")]
+    NoRdma {
+        /// What is missing.
+        why: String,
+        /// What to do about it.
+        mend: &'static str,
+    },
     /// The ring does not take this node in.
     #[error("{0}")]
     Refused(String),
@@ -154,6 +168,10 @@ fn raise_descriptor_limit() {
 }
 
 async fn serve(config: Config) -> Result<(), ServeError> {
+    let Opened { transports, adopter } =
+        transports::open(config.transport, config.device.as_deref(), config.listen.ip())?;
+    let transports = Many::new(transports);
+    let negotiation = Negotiation::new(config.transport, transports.kinds());
     let dir = &config.dir;
     make_private_dir(dir).map_err(system(format!("making {}", dir.display())))?;
     let _only_server = lock_dir(dir)?;
@@ -174,13 +192,10 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     fs::write(dir.join("address"), address.to_string())
         .map_err(system("writing the address file"))?;
 
-    let transport = TcpTransport::new(Default::default()).map_err(system("the TCP transport"))?;
-    let adopter = transport.adopter();
     let start = Start::new(&config, durable, address);
     let me = start.machine.me().clone();
-    let (data_plane, notices) =
-        DataPlane::start(me.id.clone(), Box::new(transport), config.waiting)
-            .map_err(system("starting the data plane"))?;
+    let (data_plane, notices) = DataPlane::start(me.id.clone(), transports, config.waiting)
+        .map_err(system("starting the data plane"))?;
     let cluster = Rc::new(Cell::new(0));
     let (peers, messages, events) = Peers::new(peers::Config {
         me: Peer::from(&me),
@@ -199,7 +214,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         config,
         me,
         data_plane,
-        kind: Kind::Tcp,
+        negotiation,
         peers: peers.clone(),
         store,
         membership,
@@ -207,10 +222,10 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     });
     node.load(start.resumed).await?;
 
-    peers.serve(listener, move |socket| {
-        if !adopter.adopt(socket) {
-            tracing::warn!("a data connection found no room");
-        }
+    peers.serve(listener, move |socket| match &adopter {
+        Some(adopter) if adopter.adopt(socket) => {}
+        Some(_) => tracing::warn!("a data connection found no room"),
+        None => tracing::debug!("closed a TCP data connection: --transport forbids TCP"),
     });
     tracing::info!(node = %node.id(), %address, socket = %socket_path.display(), "serving");
     println!("listening on {address}");
@@ -325,7 +340,7 @@ impl Node {
         mut notices: tokio::sync::mpsc::Receiver<data_plane::Notice>,
     ) {
         while let Some(notice) = notices.recv().await {
-            tokio::task::spawn_local(self.clone().notice(notice));
+            self.notice(notice);
         }
         if !self.stopping.get() {
             *self.failure.borrow_mut() = Some("the data plane has stopped".to_owned());

@@ -17,6 +17,7 @@ use super::{
     data_plane::{DataPlane, Stopped},
     failures::store_failure,
     membership::Shell,
+    negotiation::Negotiation,
     peers::Peers,
     rpc::{PeerMessage, Reply, Request},
     store::{Held, Meta, Store, Stored},
@@ -26,7 +27,7 @@ use crate::{
     name::Name,
     protocol::{Failure, FailureKind},
     region::Region,
-    transport::{ConnId, Kind, MemoryId, RemoteKey},
+    transport::{ConnId, MemoryId, RemoteKey},
 };
 
 /// How long a peer may take to answer.
@@ -78,7 +79,11 @@ type Answered = ((NodeId, u64), Option<Result<Reply, Failure>>);
 
 /// How a link towards a peer is.
 pub(super) enum Link {
-    Connecting(Rc<Notify>),
+    Connecting {
+        made: Rc<Notify>,
+        /// A connection that ended meanwhile: perhaps the one that is being made.
+        ended: Option<ConnId>,
+    },
     Up(ConnId),
 }
 
@@ -87,7 +92,7 @@ pub(super) struct Node {
     pub(super) config: super::Config,
     pub(super) me: RefCell<Member>,
     pub(super) data_plane: DataPlane,
-    pub(super) kind: Kind,
+    pub(super) negotiation: RefCell<Negotiation>,
     pub(super) peers: Peers,
     pub(super) store: Store,
     pub(super) membership: RefCell<Shell>,
@@ -131,7 +136,7 @@ pub(super) struct Parts {
     pub(super) config: super::Config,
     pub(super) me: Member,
     pub(super) data_plane: DataPlane,
-    pub(super) kind: Kind,
+    pub(super) negotiation: Negotiation,
     pub(super) peers: Peers,
     pub(super) store: Store,
     pub(super) membership: Shell,
@@ -140,12 +145,13 @@ pub(super) struct Parts {
 
 impl Node {
     pub(super) fn new(parts: Parts) -> Rc<Self> {
-        let Parts { config, me, data_plane, kind, peers, store, membership, cluster } = parts;
+        let Parts { config, me, data_plane, negotiation, peers, store, membership, cluster } =
+            parts;
         Rc::new_cyclic(|this| Self {
             config,
             me: RefCell::new(me),
             data_plane,
-            kind,
+            negotiation: RefCell::new(negotiation),
             peers,
             store,
             membership: RefCell::new(membership),

@@ -44,7 +44,7 @@ impl Node {
     ) -> Result<Reply, Failure> {
         let peer = from.id.clone();
         match body {
-            Request::Link { offer, .. } => self.accept_link(peer, offer).await,
+            Request::Link { kind, offer } => self.accept_link(peer, kind, offer).await,
             Request::Prepare(wanted) => self.prepare(peer, wanted).await,
             Request::Confirm { name, identity, epoch, holder } => {
                 self.confirmed(peer, name, identity, epoch, holder).await;
@@ -211,6 +211,7 @@ impl Node {
         let reports = self.data_plane.ask(|reply| Command::Report { reply }).await?;
         let view = self.view();
         let me = self.id();
+        let transport = self.negotiation.borrow().best();
         let checkpoints: Vec<OwnedStatus> = {
             let owned = self.owned.borrow();
             let known = reports.iter().filter_map(|r| Some((r, &owned.get(&r.name)?.meta)));
@@ -226,7 +227,7 @@ impl Node {
                         node: holder.name.clone(),
                         version: report.mirrored,
                         state: copy_state(report),
-                        transport: self.kind,
+                        transport: report.transport.unwrap_or(transport),
                     }),
                 })
                 .collect()
@@ -262,7 +263,7 @@ impl Node {
         Ok(Status {
             node: me.name.clone(),
             incarnation: me.incarnation,
-            transport: self.kind,
+            transport,
             hugepages: self.store.has_hugepages(),
             predecessor: view.as_ref().and_then(|v| v.predecessor(&me)).map(name),
             successor: view.as_ref().and_then(|v| v.successor(&me)).map(name),

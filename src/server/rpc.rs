@@ -157,6 +157,8 @@ pub enum Reply {
         /// For the transport.
         answer: Vec<u8>,
     },
+    /// No answer to an offer: another transport may do better.
+    NoLink(NoLink),
     /// A mirror is ready.
     Prepared {
         /// The right to write it.
@@ -176,6 +178,21 @@ pub enum Reply {
     Verified(Option<VerifiedCopy>),
     /// What a node owns.
     Listing(Vec<Listed>),
+}
+
+/// Why there is no answer to an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NoLink {
+    /// The answering node does not have this transport, or may not use it.
+    NoTransport {
+        /// What it does use, the best first.
+        usable: Vec<Kind>,
+    },
+    /// The transport refused.
+    Failed {
+        /// One line.
+        why: String,
+    },
 }
 
 /// One copy that a node has.

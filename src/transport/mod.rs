@@ -11,6 +11,8 @@
 //! | [`tcp`] | frames over one TCP connection per direction, received straight into the mirror |
 //! | [`fake`] | an in-memory network with a seed: delay, cut, torn and late placement |
 //!
+//! A server that has several of them uses them as one: [`many`].
+//!
 //! # Meaning, the same for all
 //!
 //! * A connection is *reliable and ordered*: work requests posted on it take effect at the
@@ -29,6 +31,7 @@
 
 pub mod fake;
 mod keys;
+pub mod many;
 pub mod tcp;
 #[cfg(feature = "rdma")]
 pub mod verbs;
@@ -66,7 +69,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A connection of this transport. Never reused while the transport lives.
+/// A connection of this transport. Never reused while the transport lives. Counted from one, so
+/// that the upper eight bits are free: [`many`] tells its transports apart by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
@@ -234,6 +238,9 @@ pub enum ConnectError {
     /// The connection is unknown or not in the state for this call.
     #[error("the connection is not waiting for this")]
     WrongState,
+    /// There is no such transport here.
+    #[error("no {0} transport here")]
+    NoTransport(Kind),
     /// The system refused.
     #[error("connecting: {0}")]
     System(#[from] io::Error),

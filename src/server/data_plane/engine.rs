@@ -29,7 +29,7 @@ use crate::{
         layout::{MARK_AT, MARK_BYTES},
         sigbus,
     },
-    transport::{ConnId, Event, PostError, Segment, Stamp, Transport, Work, WorkError, WorkId},
+    transport::{ConnId, Event, PostError, Segment, Stamp, Work, WorkError, WorkId, many::Many},
 };
 
 /// While the thread is awake, idle clients' doorbells are looked at once in so many rounds.
@@ -39,7 +39,7 @@ const ACTIVE_FOR: Duration = Duration::from_micros(200);
 
 pub(super) struct Engine {
     me: NodeId,
-    transport: Box<dyn Transport>,
+    transport: Many,
     waiting: Waiting,
     channels: Channels,
     sleeper: Sleeper,
@@ -65,11 +65,11 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(
         me: NodeId,
-        transport: Box<dyn Transport>,
+        transport: Many,
         waiting: Waiting,
         channels: Channels,
     ) -> io::Result<Self> {
-        let sleeper = Sleeper::new(channels.alarm.as_fd(), transport.event_fd())?;
+        let sleeper = Sleeper::new(channels.alarm.as_fd(), transport.event_fds())?;
         Ok(Self {
             me,
             transport,
@@ -404,7 +404,12 @@ impl Engine {
         let moved = self.transport.poll(&mut events);
         for event in events.drain(..) {
             match event {
-                Event::Completed { work, result, .. } => self.completed(work, result, now_ns),
+                Event::Completed { conn, work, result } => {
+                    if result.is_ok() {
+                        self.links.proven(conn);
+                    }
+                    self.completed(work, result, now_ns);
+                }
                 Event::Closed { conn } => self.closed(conn, now_ns),
             }
         }
@@ -446,9 +451,10 @@ impl Engine {
     }
 
     fn closed(&mut self, conn: ConnId, now_ns: u64) {
-        let Some(peer) = self.links.closed(conn) else { return };
-        tracing::info!(%peer, "the data connection ended");
-        self.channels.tell(Notice::LinkDown { peer: peer.clone(), conn });
+        let Some((peer, proven)) = self.links.closed(conn) else { return };
+        let Some(kind) = self.transport.kind_of(conn) else { return };
+        tracing::info!(%peer, %kind, "the data connection ended");
+        self.channels.tell(Notice::LinkDown { peer: peer.clone(), conn, kind, proven });
         self.holder_lost(&peer, now_ns);
     }
 
@@ -467,7 +473,7 @@ impl Engine {
         for index in 0..self.owned.len() {
             self.detach(index, Some(Condition::Stopping));
         }
-        self.links.close_all(&mut *self.transport);
+        self.links.close_all(&mut self.transport);
         let mut events = Vec::new();
         self.transport.poll(&mut events);
     }

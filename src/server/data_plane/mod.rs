@@ -1,4 +1,4 @@
-//! The data plane: one thread that owns the transport, takes commits over from the services, posts
+//! The data plane: one thread that owns the transports, takes commits over from the services, posts
 //! them to their mirrors and answers the peers' writes and reads.
 //!
 //! The control plane speaks to it in [`Command`]s over a bounded channel and hears [`Notice`]s. On
@@ -36,8 +36,8 @@ use crate::{
     name::Name,
     region::{Region, mapping::Mapping},
     transport::{
-        Access, ConnId, ConnectError, MemoryError, MemoryId, Purpose, RemoteKey, Segment, Stamp,
-        Terms, Transport,
+        Access, ConnId, ConnectError, Kind, MemoryError, MemoryId, Purpose, RemoteKey, Segment,
+        Stamp, Terms, many::Many,
     },
 };
 
@@ -86,10 +86,11 @@ pub struct Attachment {
 pub enum Command {
     /// This node, in this life, installed a view, or left the ring (`None`).
     View { me: NodeId, view: Option<Arc<View>> },
-    /// Begin a connection to this peer; an older one is closed.
-    Offer { peer: NodeId, reply: Reply<Result<Vec<u8>, ConnectError>> },
-    /// Answer a peer's offer; an older connection of this peer is closed first (rule F2).
-    Accept { peer: NodeId, offer: Vec<u8>, reply: Reply<Result<Vec<u8>, ConnectError>> },
+    /// Begin a connection to this peer over this transport; an older one is closed.
+    Offer { peer: NodeId, kind: Kind, reply: Reply<Result<Vec<u8>, ConnectError>> },
+    /// Answer a peer's offer over this transport; an older connection of this peer is closed first,
+    /// whichever transport that one used (rule F2).
+    Accept { peer: NodeId, kind: Kind, offer: Vec<u8>, reply: Reply<Result<Vec<u8>, ConnectError>> },
     /// Finish what [`Command::Offer`] began.
     Finish {
         peer: NodeId,
@@ -99,7 +100,7 @@ pub enum Command {
     },
     /// Close all connections with this peer.
     Unlink { peer: NodeId },
-    /// Make memory known to the transport.
+    /// Make memory known to the transports.
     Register {
         mapping: Arc<Mapping>,
         purpose: Purpose,
@@ -175,8 +176,9 @@ pub enum Notice {
     Synced { name: Name, holder: NodeId, view: u64 },
     /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
     Released { name: Name, holder: NodeId, confirmed: bool },
-    /// The connection that this node opened towards this peer ended.
-    LinkDown { peer: NodeId, conn: ConnId },
+    /// The connection that this node opened towards this peer ended. `proven`: a request on it was
+    /// done well before, so this transport does reach the peer.
+    LinkDown { peer: NodeId, conn: ConnId, kind: Kind, proven: bool },
     /// The holder refused a commit: this node is fenced for this checkpoint.
     Fenced { name: Name, holder: NodeId },
     /// The client wrote nonsense into its hand-over memory and was let go.
@@ -196,6 +198,8 @@ pub struct Report {
     pub mirrored: Version,
     /// The holder whose completions count.
     pub holder: Option<NodeId>,
+    /// How that one is reached at present.
+    pub transport: Option<Kind>,
     /// How well it is protected.
     pub protection: Protection,
     /// A client is attached.
@@ -233,17 +237,17 @@ pub struct DataPlane {
 pub struct Stopped;
 
 impl DataPlane {
-    /// Starts the thread. `me` is this node, `transport` becomes the thread's own.
+    /// Starts the thread. `me` is this node, the transports become the thread's own.
     pub fn start(
         me: NodeId,
-        transport: Box<dyn Transport>,
+        transport: impl Into<Many>,
         waiting: Waiting,
     ) -> io::Result<(Self, mpsc::Receiver<Notice>)> {
         let alarm = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (commands, inbox) = sync_channel(COMMANDS_MAX);
         let (notices, outbox) = mpsc::channel(NOTICES_MAX);
         let channels = Channels { inbox, notices, backlog: VecDeque::new(), alarm: alarm.clone() };
-        let mut engine = Engine::new(me, transport, waiting, channels)?;
+        let mut engine = Engine::new(me, transport.into(), waiting, channels)?;
         let thread =
             std::thread::Builder::new().name("data-plane".into()).spawn(move || engine.run())?;
         Ok((Self { commands, alarm, thread: RefCell::new(Some(thread)) }, outbox))

@@ -10,7 +10,7 @@ use crate::{
     mirror::{Mirror, Post},
     name::Name,
     region::Region,
-    transport::{MemoryId, RemoteKey, WorkId},
+    transport::{Kind, MemoryId, RemoteKey, WorkId},
 };
 
 /// Marks have no slot to pin.
@@ -188,7 +188,7 @@ impl Owned {
         Some(Committed { version, slot: found.slot, len })
     }
 
-    pub(super) fn report(&self) -> Report {
+    pub(super) fn report(&self, reached_by: impl Fn(&NodeId) -> Option<Kind>) -> Report {
         let newest = self.newest();
         Report {
             name: self.name.clone(),
@@ -196,6 +196,7 @@ impl Owned {
             len: newest.map_or(0, |n| n.len),
             mirrored: self.mirror.mirrored(),
             holder: self.mirror.holder().cloned(),
+            transport: self.mirror.holder().and_then(reached_by),
             protection: self.mirror.protection(),
             attached: self.attachment.is_some(),
         }

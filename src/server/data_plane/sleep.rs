@@ -1,4 +1,4 @@
-//! What the thread sleeps on: its alarm, the transport, and the doorbells of idle clients.
+//! What the thread sleeps on: its alarm, the transports, and the doorbells of idle clients.
 
 use std::{
     io,
@@ -30,16 +30,16 @@ pub(super) struct Sleeper {
 }
 
 impl Sleeper {
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         alarm: BorrowedFd<'_>,
-        transport: Option<BorrowedFd<'_>>,
+        transports: impl Iterator<Item = BorrowedFd<'a>>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let add = |fd, data| {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)
         };
         add(alarm, ALARM)?;
-        if let Some(fd) = transport {
+        for fd in transports {
             add(fd, TRANSPORT)?;
         }
         Ok(Self { epoll })
@@ -74,7 +74,7 @@ impl Sleeper {
         for event in events {
             match event.data.u64() {
                 ALARM => rung.alarm = true,
-                TRANSPORT => {} // the transport looks for itself
+                TRANSPORT => {} // each transport looks for itself
                 index => rung.doorbells.push(index as usize),
             }
         }

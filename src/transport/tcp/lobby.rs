@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Instant,
@@ -30,6 +31,8 @@ const HANDED_OVER_MAX: usize = 128;
 pub struct Adopter {
     sockets: SyncSender<TcpStream>,
     waker: Arc<OwnedFd>,
+    /// Says without a system call what the waker says.
+    arrived: Arc<AtomicBool>,
 }
 
 impl Adopter {
@@ -38,6 +41,8 @@ impl Adopter {
     /// answers false.
     pub fn adopt(&self, socket: TcpStream) -> bool {
         let handed_over = self.sockets.try_send(socket).is_ok();
+        // Behind the socket, so that whoever sees the flag finds it, and before the waker.
+        self.arrived.store(true, Ordering::Release);
         // Cannot block or fail in a way that matters: a full counter is readable already.
         let _ = rustix::io::write(&*self.waker, &1u64.to_ne_bytes());
         handed_over
@@ -72,7 +77,8 @@ impl Lobby {
     pub(super) fn new() -> io::Result<Self> {
         let (sockets, arrivals) = sync_channel(HANDED_OVER_MAX);
         let waker = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        Ok(Self { adopter: Adopter { sockets, waker }, arrivals, waiting: VecDeque::new() })
+        let adopter = Adopter { sockets, waker, arrived: Arc::default() };
+        Ok(Self { adopter, arrivals, waiting: VecDeque::new() })
     }
 
     pub(super) fn waker(&self) -> impl AsFd + '_ {
@@ -84,8 +90,15 @@ impl Lobby {
         self.arrivals.try_recv().ok().map(OwnedFd::from)
     }
 
-    /// The waker's counter is emptied before the queue is, so no arrival is missed.
+    /// Nobody waits, and nobody was handed over since the waker was heard.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && !self.adopter.arrived.load(Ordering::Acquire)
+    }
+
+    /// The waker's counter and the flag are emptied before the queue is, so no arrival is missed.
     pub(super) fn quiet_waker(&self) {
+        // Read and cleared in one step: a socket whose flag this clears is in the queue by now.
+        self.adopter.arrived.swap(false, Ordering::AcqRel);
         let _ = rustix::io::read(&*self.adopter.waker, &mut [0u8; 8]);
     }
 

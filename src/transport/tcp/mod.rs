@@ -102,6 +102,8 @@ pub struct TcpTransport {
     turns: Vec<ConnId>,
     /// What happened outside of `poll` and is told by the next one.
     untold: Vec<Event>,
+    /// The caller may have slept on the epoll instance since the last `poll`.
+    armed: bool,
 }
 
 impl fmt::Debug for TcpTransport {
@@ -139,6 +141,7 @@ impl TcpTransport {
             queue: Vec::new(),
             turns: Vec::new(),
             untold: Vec::new(),
+            armed: false,
         })
     }
 
@@ -266,6 +269,18 @@ impl TcpTransport {
         connection.role = Role::Responder(Box::new(Responder::new(stream, generation)));
         connection.deadline = None;
         Ok(())
+    }
+
+    /// Without a connection, a socket that waits or a time to wait for, epoll has nothing to tell
+    /// but that a socket was handed over, and the lobby's flag tells that, too: a transport that
+    /// nobody uses costs no system call, so that it can stand beside another. After a sleep epoll
+    /// is asked in any case. It is what ended the sleep if anything here did, and must not stay
+    /// readable: the waker may be rung by a hand-over whose flag and socket were seen before it.
+    fn is_idle(&self) -> bool {
+        !self.armed
+            && self.connections.is_empty()
+            && self.deadlines.is_empty()
+            && self.lobby.is_empty()
     }
 
     fn take_readiness(&mut self, events: &mut Vec<Event>) {
@@ -475,7 +490,10 @@ impl Transport for TcpTransport {
     fn poll(&mut self, events: &mut Vec<Event>) -> bool {
         let told = events.len();
         events.append(&mut self.untold);
-        self.take_readiness(events);
+        if !self.is_idle() {
+            self.armed = false;
+            self.take_readiness(events);
+        }
         mem::swap(&mut self.queue, &mut self.turns);
         let moved = !self.turns.is_empty();
         for at in 0..self.turns.len() {
@@ -490,6 +508,7 @@ impl Transport for TcpTransport {
     }
 
     fn arm(&mut self) -> io::Result<bool> {
+        self.armed = true;
         Ok(self.queue.is_empty() && self.untold.is_empty())
     }
 }

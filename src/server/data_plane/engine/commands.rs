@@ -39,23 +39,24 @@ impl Engine {
                 self.me = me;
                 self.install(view, now_ns);
             }
-            Command::Offer { peer, reply } => {
+            Command::Offer { peer, kind, reply } => {
                 let had = self.links.up(&peer).is_some();
-                let offer = self.links.offer(&mut *self.transport, peer.clone());
+                let offer = self.links.offer(&mut self.transport, peer.clone(), kind);
                 let _ = reply.send(offer);
                 if had {
                     self.holder_lost(&peer, now_ns);
                 }
             }
-            Command::Accept { peer, offer, reply } => {
-                let _ = reply.send(self.links.accept(&mut *self.transport, peer, &offer));
+            Command::Accept { peer, kind, offer, reply } => {
+                let answer = self.links.accept(&mut self.transport, peer, kind, &offer);
+                let _ = reply.send(answer);
             }
             Command::Finish { peer, answer, address, reply } => {
-                let done = self.links.finish(&mut *self.transport, peer, &answer, address);
+                let done = self.links.finish(&mut self.transport, peer, &answer, address);
                 let _ = reply.send(done);
             }
             Command::Unlink { peer } => {
-                self.links.unlink(&mut *self.transport, &peer);
+                self.links.unlink(&mut self.transport, &peer);
                 self.holder_lost(&peer, now_ns);
             }
             Command::Register { mapping, purpose, reply } => {
@@ -121,7 +122,10 @@ impl Engine {
                 }
             }
             Command::Report { reply } => {
-                let all = self.owned.iter().flatten().map(Owned::report).collect();
+                let reached_by = |holder: &NodeId| {
+                    self.links.up(holder).and_then(|conn| self.transport.kind_of(conn))
+                };
+                let all = self.owned.iter().flatten().map(|o| o.report(reached_by)).collect();
                 let _ = reply.send(all);
             }
             Command::Stop => self.stopping = true,
