@@ -52,16 +52,19 @@ pub(super) fn open(
 mod rdma {
     use std::net::IpAddr;
 
-    use crate::transport::Transport;
+    use crate::transport::{Transport, verbs::VerbsTransport};
 
     pub(super) const MEND: &str = "`ringkeep doctor` says what RDMA lacks on this machine";
 
-    pub(super) fn open(
-        _device: Option<&str>,
-        _listen: IpAddr,
-    ) -> Result<Box<dyn Transport>, String> {
-        // VerbsTransport::open(device, listen).map(|v| Box::new(v) as _).map_err(|e| e.to_string())
-        Err("no RDMA transport in this build".to_owned())
+    pub(super) fn open(device: Option<&str>, listen: IpAddr) -> Result<Box<dyn Transport>, String> {
+        match VerbsTransport::open(device, listen) {
+            Ok(transport) => {
+                let (device, address) = (transport.device(), transport.address());
+                tracing::info!(device, %address, "mirrors travel over RDMA where both ends have it");
+                Ok(Box::new(transport))
+            }
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
