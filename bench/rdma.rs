@@ -1,0 +1,273 @@
+//! Mirrored commits over RDMA beside what the device itself can do, measured by perftest in the same
+//! run. Compare ratios, not times: an emulated machine is slow in all of them alike.
+//!
+//! ```sh
+//! cargo bench --bench rdma                    # where there is an RDMA device and perftest
+//! soft-roce/vm.sh target/release/deps/rdma-… --bench
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use ringkeep::{
+    Checkpoint, Durability, Options,
+    demo::ring::Ring,
+    region::mapping::Mapping,
+    transport::{
+        Access, Event, Purpose, Segment, Stamp, Terms, Transport, Work, WorkId,
+        verbs::{VerbsTransport, discovery},
+    },
+};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+const LATENCY_SIZES: [usize; 2] = [64, 4096];
+const STREAM_SIZE: usize = 1 << 20;
+const ROUNDS: usize = 5;
+/// Not measured at the begin of each turn.
+const WARM_UP: usize = 20;
+const COMMITS: usize = 300;
+const STREAM_COMMITS: usize = 12;
+
+type Fallible<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Fallible<()> {
+    // `cargo test --benches` runs this, too: then it only has to compile.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let devices = discovery::devices();
+    let device = devices.iter().find(|device| device.problem.is_none());
+    let device = device.ok_or("no RDMA device: run this in soft-roce/vm.sh")?;
+    let address = device.addresses[0];
+    let program = std::env::var_os("RINGKEEP_BIN");
+    let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_ringkeep").into());
+    let ring = Ring::start(Path::new(&program), 2, "rdma", Arc::new(AtomicBool::new(false)))?;
+    let client = ring.node(0).client()?;
+    let mut checkpoints = BTreeMap::new();
+    for size in LATENCY_SIZES.into_iter().chain([STREAM_SIZE]) {
+        let options = Options::capacity(size as u64);
+        let checkpoint = client.open(&format!("bench-{size}"), options)?;
+        checkpoints.insert(size, checkpoint);
+    }
+    let holder = ring.node(1).pid().ok_or("the holder is gone")?;
+    let mut raw = Raw::open()?;
+    let mut ours: BTreeMap<usize, Histogram<u64>> = BTreeMap::new();
+    let mut posted: BTreeMap<usize, Histogram<u64>> = BTreeMap::new();
+    let mut perftest: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    let mut holder_ran = Duration::ZERO;
+    for _ in 0..ROUNDS {
+        for (&size, checkpoint) in &mut checkpoints {
+            let count = if size == STREAM_SIZE { STREAM_COMMITS } else { COMMITS };
+            let times = ours.entry(size).or_insert_with(histogram);
+            let before = data_plane_time(holder)?;
+            turn(count, times, || commit(checkpoint, size))?;
+            holder_ran += data_plane_time(holder)?.saturating_sub(before);
+            let times = posted.entry(size).or_insert_with(histogram);
+            turn(count, times, || raw.write(size))?;
+            perftest.entry(size).or_default().push(match size {
+                STREAM_SIZE => run_perftest("ib_write_bw", &device.name, size, 60, 3)?,
+                _ => run_perftest("ib_write_lat", &device.name, size, 1000, 4)?,
+            });
+        }
+    }
+    println!("device {} at {address}; median of {ROUNDS} turns each", device.name);
+    println!(
+        "{:>8}  {:<34} {:>11} {:>11} {:>11} {:>8}",
+        "#bytes", "", "min[us]", "median[us]", "p99[us]", "ratio"
+    );
+    for (size, times) in &ours {
+        let theirs = median(&perftest[size]);
+        let stream = *size == STREAM_SIZE;
+        // A one-way time, doubled to a round trip; or the time that one of a stream takes.
+        let (limit, name) = match stream {
+            true => (*size as f64 / (theirs * (1 << 20) as f64) * 1e6, "ib_write_bw, one message"),
+            false => (2.0 * theirs, "ib_write_lat, doubled"),
+        };
+        let line = |name: &str, times: &Histogram<u64>| {
+            let us = |ns: u64| ns as f64 / 1e3;
+            let middle = us(times.value_at_quantile(0.5));
+            let (min, p99) = (us(times.min()), us(times.value_at_quantile(0.99)));
+            let ratio = if stream { limit / middle } else { middle / limit };
+            println!("{size:>8}  {name:<34} {min:>11.1} {middle:>11.1} {p99:>11.1} {ratio:>7.2}x");
+        };
+        line("mirrored commit", times);
+        line("a write posted and completed", &posted[size]);
+        println!("{size:>8}  {name:<34} {:>11} {limit:>11.1} {:>11} {:>7.2}x", "", "", 1.0);
+    }
+    println!("the holder's data plane ran {holder_ran:?} during all of these commits");
+    println!("a fence took {:.3} ms (median of 20)", raw.fence()?);
+    drop(checkpoints);
+    ring.stop();
+    Ok(())
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds")
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn turn(
+    count: usize,
+    times: &mut Histogram<u64>,
+    mut once: impl FnMut() -> Fallible<()>,
+) -> Fallible<()> {
+    for number in 0..count + WARM_UP.min(count) {
+        let started = Instant::now();
+        once()?;
+        let took = started.elapsed();
+        if number >= WARM_UP.min(count) {
+            times.saturating_record(took.as_nanos() as u64);
+        }
+    }
+    Ok(())
+}
+
+fn commit(checkpoint: &mut Checkpoint, size: usize) -> Fallible<()> {
+    let buffer = checkpoint.whole_mut(size as u64)?;
+    buffer[0] = buffer[0].wrapping_add(1);
+    checkpoint.commit(Durability::Mirrored)?;
+    Ok(())
+}
+
+/// How long the thread that the mirror's server would need for a commit has run.
+fn data_plane_time(pid: u32) -> Fallible<Duration> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.trim() == "data-plane" {
+            let all = fs::read_to_string(task.join("schedstat"))?;
+            let ran = all.split_whitespace().next().ok_or("an empty schedstat")?;
+            return Ok(Duration::from_nanos(ran.parse()?));
+        }
+    }
+    Err("the server has no data plane".into())
+}
+
+/// The transport alone, both ends in this process.
+struct Raw {
+    near: VerbsTransport,
+    far: VerbsTransport,
+    work: (ringkeep::transport::ConnId, ringkeep::transport::MemoryId),
+    conn: ringkeep::transport::ConnId,
+    mirror: ringkeep::transport::MemoryId,
+    key: ringkeep::transport::RemoteKey,
+    events: Vec<Event>,
+}
+
+impl Raw {
+    const TERMS: Terms = Terms { epoch: 1, view_min: 1 };
+
+    fn open() -> Fallible<Self> {
+        let mut near = VerbsTransport::open(None, [127, 0, 0, 1].into())?;
+        let mut far = VerbsTransport::open(None, [127, 0, 0, 1].into())?;
+        let memory = near.register(mapping()?, Purpose::Post)?;
+        let mirror = far.register(mapping()?, Purpose::Grant)?;
+        let (conn, offer) = near.offer()?;
+        let (there, answer) = far.accept(&offer)?;
+        near.finish(conn, &answer, SocketAddr::from(([127, 0, 0, 1], 1)))?;
+        let key = far.grant(there, mirror, Access::Write, Self::TERMS)?;
+        let work = (conn, memory);
+        Ok(Self { near, far, work, conn: there, mirror, key, events: Vec::new() })
+    }
+
+    fn write(&mut self, len: usize) -> Fallible<()> {
+        let (conn, memory) = self.work;
+        self.near.post_write(Work {
+            id: WorkId(1),
+            conn,
+            memory,
+            key: self.key,
+            stamp: Stamp { epoch: 1, view: 1 },
+            segments: &[Segment { local: 0, remote: 0, len: len as u64 }],
+        })?;
+        while self.events.is_empty() {
+            self.near.poll(&mut self.events);
+            if self.near.counts().completions == 0 {
+                self.far.poll(&mut Vec::new()); // until they are connected
+            }
+        }
+        match self.events.drain(..).next() {
+            Some(Event::Completed { result: Ok(()), .. }) => Ok(()),
+            other => Err(format!("{other:?}").into()),
+        }
+    }
+
+    /// Milliseconds.
+    fn fence(&mut self) -> Fallible<f64> {
+        let mut all = Vec::new();
+        for _ in 0..20 {
+            let key = self.far.grant(self.conn, self.mirror, Access::Write, Self::TERMS)?;
+            let started = Instant::now();
+            self.far.revoke(key);
+            all.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(median(&all))
+    }
+}
+
+fn mapping() -> Fallible<Arc<Mapping>> {
+    let file = fs::File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);
+    file.set_len(STREAM_SIZE as u64)?;
+    Ok(Arc::new(Mapping::new(&file, STREAM_SIZE)?))
+}
+
+/// Runs both ends of a perftest program on this machine and answers one column of its result.
+fn run_perftest(
+    program: &str,
+    device: &str,
+    size: usize,
+    iterations: usize,
+    column: usize,
+) -> Fallible<f64> {
+    let command = || {
+        let mut command = Command::new(program);
+        command.args(["-d", device, "-F", "-s", &size.to_string(), "-n", &iterations.to_string()]);
+        command
+    };
+    let mut server = Ended(command().stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let mut last = String::new();
+    // The server may not listen yet.
+    for _ in 0..50 {
+        let output = command().arg("127.0.0.1").output()?;
+        last = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            server.0.wait()?;
+            let line = last.lines().rfind(|l| l.trim_start().starts_with(&size.to_string()));
+            let value = line.and_then(|l| l.split_whitespace().nth(column));
+            let value: f64 = value.ok_or("no result")?.parse()?;
+            if value.is_finite() && value > 0.0 {
+                return Ok(value);
+            }
+            return run_perftest(program, device, size, iterations, column);
+        }
+        if server.0.try_wait()?.is_some() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Err(format!("{program} gave no result: {last}").into())
+}
+
+/// A process that does not outlive its measurement.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
