@@ -29,14 +29,15 @@ pub(super) fn open(
     if policy.allows(Kind::Rdma) {
         match (rdma::open(device, listen), policy) {
             (Ok(transport), _) => opened.transports.push(transport),
-            (Err(why), Policy::Rdma) => {
+            (Err(Lack { why, .. }), Policy::Rdma) => {
                 return Err(ServeError::NoRdma { why, mend: rdma::MEND });
             }
-            // Somebody who names a device wants it.
-            (Err(why), _) if device.is_some() => {
+            (Err(Lack { why, usual }), _) if usual && device.is_none() => {
+                tracing::info!("mirrors travel over TCP: {why}; {}", rdma::MEND);
+            }
+            (Err(Lack { why, .. }), _) => {
                 tracing::warn!("mirrors travel over TCP: {why}; {}", rdma::MEND);
             }
-            (Err(why), _) => tracing::info!("mirrors travel over TCP: {why}; {}", rdma::MEND),
         }
     }
     if policy.allows(Kind::Tcp) {
@@ -47,21 +48,34 @@ pub(super) fn open(
     Ok(opened)
 }
 
+/// Why there is no RDMA.
+struct Lack {
+    why: String,
+    /// As on most machines: nothing is broken.
+    usual: bool,
+}
+
 /// The one place that opens an RDMA device.
 #[cfg(feature = "rdma")]
 mod rdma {
     use std::net::IpAddr;
 
-    use crate::transport::Transport;
+    use super::Lack;
+    use crate::transport::{
+        Transport,
+        verbs::{OpenError, VerbsTransport},
+    };
 
     pub(super) const MEND: &str = "`ringkeep doctor` says what RDMA lacks on this machine";
 
-    pub(super) fn open(
-        _device: Option<&str>,
-        _listen: IpAddr,
-    ) -> Result<Box<dyn Transport>, String> {
-        // VerbsTransport::open(device, listen).map(|v| Box::new(v) as _).map_err(|e| e.to_string())
-        Err("no RDMA transport in this build".to_owned())
+    pub(super) fn open(device: Option<&str>, listen: IpAddr) -> Result<Box<dyn Transport>, Lack> {
+        match VerbsTransport::open(device, listen) {
+            Ok(transport) => Ok(Box::new(transport)),
+            Err(error) => {
+                let usual = matches!(error, OpenError::NoDevice);
+                Err(Lack { why: error.to_string(), usual })
+            }
+        }
     }
 }
 
@@ -69,12 +83,13 @@ mod rdma {
 mod rdma {
     use std::net::IpAddr;
 
+    use super::Lack;
     use crate::transport::Transport;
 
     pub(super) const MEND: &str = "build it with the feature rdma";
 
-    pub(super) fn open(_: Option<&str>, _: IpAddr) -> Result<Box<dyn Transport>, String> {
-        Err("this build has no RDMA".to_owned())
+    pub(super) fn open(_: Option<&str>, _: IpAddr) -> Result<Box<dyn Transport>, Lack> {
+        Err(Lack { why: "this build has no RDMA".to_owned(), usual: true })
     }
 }
 
