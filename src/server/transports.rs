@@ -63,13 +63,18 @@ mod rdma {
     use super::Lack;
     use crate::transport::{
         Transport,
-        verbs::{OpenError, VerbsTransport},
+        verbs::{OpenError, VerbsTransport, discovery},
     };
 
     pub(super) const MEND: &str = "`ringkeep doctor` says what RDMA lacks on this machine";
 
     pub(super) fn open(device: Option<&str>, listen: IpAddr) -> Result<Box<dyn Transport>, Lack> {
-        match VerbsTransport::open(device, listen) {
+        // Looked for first: a kernel that knows no RDMA fails at something else, in other words.
+        let opened = match discovery::devices().is_empty() {
+            true => Err(OpenError::NoDevice),
+            false => VerbsTransport::open(device, listen),
+        };
+        match opened {
             Ok(transport) => Ok(Box::new(transport)),
             Err(error) => {
                 let usual = matches!(error, OpenError::NoDevice);
