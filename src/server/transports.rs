@@ -75,7 +75,11 @@ mod rdma {
             false => VerbsTransport::open(device, listen),
         };
         match opened {
-            Ok(transport) => Ok(Box::new(transport)),
+            Ok(transport) => {
+                let (device, address) = (transport.device(), transport.address());
+                tracing::info!(device, %address, "mirrors travel over RDMA where both ends have it");
+                Ok(Box::new(transport))
+            }
             Err(error) => {
                 let usual = matches!(error, OpenError::NoDevice);
                 Err(Lack { why: error.to_string(), usual })
