@@ -29,14 +29,15 @@ pub(super) fn open(
     if policy.allows(Kind::Rdma) {
         match (rdma::open(device, listen), policy) {
             (Ok(transport), _) => opened.transports.push(transport),
-            (Err(why), Policy::Rdma) => {
+            (Err(Lack { why, .. }), Policy::Rdma) => {
                 return Err(ServeError::NoRdma { why, mend: rdma::MEND });
             }
-            // Somebody who names a device wants it.
-            (Err(why), _) if device.is_some() => {
+            (Err(Lack { why, usual }), _) if usual && device.is_none() => {
+                tracing::info!("mirrors travel over TCP: {why}; {}", rdma::MEND);
+            }
+            (Err(Lack { why, .. }), _) => {
                 tracing::warn!("mirrors travel over TCP: {why}; {}", rdma::MEND);
             }
-            (Err(why), _) => tracing::info!("mirrors travel over TCP: {why}; {}", rdma::MEND),
         }
     }
     if policy.allows(Kind::Tcp) {
@@ -47,23 +48,42 @@ pub(super) fn open(
     Ok(opened)
 }
 
+/// Why there is no RDMA.
+struct Lack {
+    why: String,
+    /// As on most machines: nothing is broken.
+    usual: bool,
+}
+
 /// The one place that opens an RDMA device.
 #[cfg(feature = "rdma")]
 mod rdma {
     use std::net::IpAddr;
 
-    use crate::transport::{Transport, verbs::VerbsTransport};
+    use super::Lack;
+    use crate::transport::{
+        Transport,
+        verbs::{OpenError, VerbsTransport, discovery},
+    };
 
     pub(super) const MEND: &str = "`ringkeep doctor` says what RDMA lacks on this machine";
 
-    pub(super) fn open(device: Option<&str>, listen: IpAddr) -> Result<Box<dyn Transport>, String> {
-        match VerbsTransport::open(device, listen) {
+    pub(super) fn open(device: Option<&str>, listen: IpAddr) -> Result<Box<dyn Transport>, Lack> {
+        // Looked for first: a kernel that knows no RDMA fails at something else, in other words.
+        let opened = match discovery::devices().is_empty() {
+            true => Err(OpenError::NoDevice),
+            false => VerbsTransport::open(device, listen),
+        };
+        match opened {
             Ok(transport) => {
                 let (device, address) = (transport.device(), transport.address());
                 tracing::info!(device, %address, "mirrors travel over RDMA where both ends have it");
                 Ok(Box::new(transport))
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => {
+                let usual = matches!(error, OpenError::NoDevice);
+                Err(Lack { why: error.to_string(), usual })
+            }
         }
     }
 }
@@ -72,12 +92,13 @@ mod rdma {
 mod rdma {
     use std::net::IpAddr;
 
+    use super::Lack;
     use crate::transport::Transport;
 
     pub(super) const MEND: &str = "build it with the feature rdma";
 
-    pub(super) fn open(_: Option<&str>, _: IpAddr) -> Result<Box<dyn Transport>, String> {
-        Err("this build has no RDMA".to_owned())
+    pub(super) fn open(_: Option<&str>, _: IpAddr) -> Result<Box<dyn Transport>, Lack> {
+        Err(Lack { why: "this build has no RDMA".to_owned(), usual: true })
     }
 }
 
