@@ -9,7 +9,7 @@ mod common;
 use common::{
     LIMIT, Ring, get, members,
     payload::{self, Random},
-    poll,
+    poll, transport,
     writer::{self, Writer},
 };
 
@@ -125,6 +125,7 @@ impl Play {
         }
         self.go_on(5);
         self.ring.protected();
+        self.travels_as_asked();
         self.check(random.below(NODES));
     }
 
@@ -137,6 +138,13 @@ impl Play {
             self.open_anywhere(acknowledged);
             assert!(self.writer.acknowledges(versions), "nobody else has it");
         }
+    }
+
+    /// Mirrors are really written over the transport that this is about.
+    fn travels_as_asked(&self) {
+        let status = self.ring.node(self.home).status().unwrap();
+        let mirrors = status.checkpoints.iter().filter_map(|c| c.mirror.as_ref());
+        assert!(mirrors.map(|m| m.transport).all(|t| t == transport()), "{status:?}");
     }
 
     /// What any node hands out while the service goes on.

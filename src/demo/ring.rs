@@ -110,6 +110,7 @@ pub struct Node {
     transport: String,
     name: String,
     root: PathBuf,
+    args: Vec<String>,
     child: Option<Child>,
 }
 
@@ -162,6 +163,11 @@ impl Node {
         answer.unwrap_or_else(|_| Err(format!("{} does not answer", self.name)))
     }
 
+    /// What its next start says besides.
+    pub fn set_args(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|&arg| arg.to_owned()).collect();
+    }
+
     /// Starts the process, to join the ring of any of `join`.
     pub fn start(&mut self, join: &[SocketAddr]) -> Result<(), RingError> {
         let what = format!("starting the server {}", self.name);
@@ -176,7 +182,7 @@ impl Node {
         let mut command = clean(Command::new(&self.program));
         command.args(["serve", "--listen", "127.0.0.1:0", "--name", &self.name]);
         command.arg("--socket").arg(self.socket()).arg("--dir").arg(self.dir());
-        command.args(["--transport", &self.transport]);
+        command.args(["--transport", &self.transport]).args(&self.args);
         if !join.is_empty() {
             let addresses: Vec<String> = join.iter().map(ToString::to_string).collect();
             command.arg("--join").arg(addresses.join(","));
@@ -299,6 +305,7 @@ impl Ring {
             transport: transport.to_owned(),
             name: name.to_string(),
             root: root.clone(),
+            args: Vec::new(),
             child: None,
         };
         let nodes = ('a'..='z').take(count).map(node).collect();

@@ -23,12 +23,22 @@ use ringkeep::{
     demo::ring,
     name::Name,
     protocol::{CopyState, OwnedStatus, Status},
+    transport::Kind,
 };
 
 /// The binary under test.
 pub const RINGKEEP: &str = env!("CARGO_BIN_EXE_ringkeep");
 /// How long a condition may take to come about.
 pub const LIMIT: Duration = ring::LIMIT;
+
+/// What the rings of these tests use: `RINGKEEP_TEST_TRANSPORT`, or TCP.
+pub fn transport() -> Kind {
+    match std::env::var("RINGKEEP_TEST_TRANSPORT").as_deref() {
+        Ok("rdma") => Kind::Rdma,
+        Ok("tcp") | Err(_) => Kind::Tcp,
+        Ok(other) => panic!("RINGKEEP_TEST_TRANSPORT={other}"),
+    }
+}
 
 /// A ring of real servers. When a test fails, what they logged is printed; in any case they are
 /// killed and their files removed.
@@ -38,7 +48,8 @@ impl Ring {
     /// Servers a, b, c, …, each with a view of all.
     #[track_caller]
     pub fn start(count: usize) -> Self {
-        let ring = ring::Ring::start(Path::new(RINGKEEP), count, "tcp", Arc::default());
+        let transport = transport().to_string();
+        let ring = ring::Ring::start(Path::new(RINGKEEP), count, &transport, Arc::default());
         Self(ring.unwrap_or_else(|e| panic!("{e}")))
     }
 
