@@ -48,7 +48,13 @@ impl Ring {
     /// Servers a, b, c, …, each with a view of all.
     #[track_caller]
     pub fn start(count: usize) -> Self {
-        let transport = transport().to_string();
+        Self::start_over(transport(), count)
+    }
+
+    /// The same over this transport, whatever the environment says.
+    #[track_caller]
+    pub fn start_over(transport: Kind, count: usize) -> Self {
+        let transport = transport.to_string();
         let ring = ring::Ring::start(Path::new(RINGKEEP), count, &transport, Arc::default());
         Self(ring.unwrap_or_else(|e| panic!("{e}")))
     }

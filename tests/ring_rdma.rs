@@ -1,0 +1,146 @@
+//! Rings of real servers whose mirrors travel over RDMA. Needs a device: `soft-roce/vm.sh` has one.
+#![cfg(all(feature = "cli", feature = "rdma"))]
+
+mod common;
+
+use std::fs;
+
+use common::{Ring, get, in_sync, members, owned, servers::Server};
+use ringkeep::{Durability, Options, demo::ring, transport::Kind, transport::verbs::discovery};
+
+/// Runs a test where there is a device. Where one must be there, its absence is a failure.
+fn with_device(test: impl FnOnce()) {
+    let there = discovery::devices().iter().any(|device| device.problem.is_none());
+    let wanted = std::env::var_os("RINGKEEP_REQUIRE_RDMA").is_some();
+    assert!(there || !wanted, "no usable RDMA device: {:?}", discovery::devices());
+    match there {
+        true => test(),
+        false => eprintln!("not run: no RDMA device; soft-roce/vm.sh has one"),
+    }
+}
+
+/// How often a server's data plane was woken so far.
+fn wake_ups(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = tasks.map(|task| task.unwrap().path());
+    let named = |task: &std::path::PathBuf| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "data-plane")
+    };
+    let task = tasks.into_iter().find(named).expect("a data plane");
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let count = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+fn start(count: usize) -> Ring {
+    Ring::start_over(Kind::Rdma, count)
+}
+
+/// Commits go into the mirror's memory, and the thread that could have a part in it sleeps.
+#[test]
+fn the_holder_sleeps_while_commits_arrive() {
+    with_device(|| {
+        let ring = start(3);
+        let holder = ring.node(ring.predecessor(0)).pid().unwrap();
+        let mut checkpoint = ring.client(0).open("state", Options::capacity(4096)).unwrap();
+        let mut commit = |fill: u8| {
+            checkpoint.whole_mut(4096).unwrap().fill(fill);
+            checkpoint.commit(Durability::Mirrored).unwrap()
+        };
+        commit(0);
+        ring.protected();
+        let before = wake_ups(holder);
+        let last = (1..=200).map(&mut commit).last().unwrap();
+        assert_eq!(wake_ups(holder), before, "the holder's data plane was woken");
+        assert_eq!(get(&ring.client(2), "state"), (last, vec![200; 4096]));
+    });
+}
+
+/// Recovery from the mirror reads it over RDMA into the new region, which lies in huge pages where
+/// there are any.
+#[test]
+fn a_lost_node_is_recovered_by_reading_the_mirror() {
+    with_device(|| {
+        let mut ring = start(3);
+        let state: Vec<u8> =
+            (0..3u32 << 18).flat_map(|i| i.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+        let mut checkpoint =
+            ring.client(0).open("state", Options::capacity(state.len() as u64)).unwrap();
+        let version = checkpoint.save(&state, Durability::Mirrored).unwrap();
+        ring.protected();
+        let holder = ring.predecessor(0);
+        ring.node_mut(0).kill_9();
+        ring.node(0).wipe_memory().unwrap();
+        drop(checkpoint);
+        let elsewhere = 3 - holder; // neither the dead one nor the one that has the mirror
+        ring.wait(elsewhere, "the view without it", |status| members(status, 2));
+        assert_eq!(get(&ring.client(elsewhere), "state"), (version, state.clone()));
+        let options = Options::capacity(state.len() as u64);
+        let mut again = ring::poll("the take-over", ring::LIMIT, &Default::default(), || {
+            ring.client(elsewhere).open("state", options.clone()).map_err(|e| e.to_string())
+        })
+        .unwrap();
+        {
+            let found = again.latest().unwrap().expect("a version");
+            assert_eq!((found.version(), found.bytes()), (version, &*state));
+        }
+        again.commit(Durability::Mirrored).unwrap();
+        ring.protected();
+        let status = ring.node(elsewhere).status().unwrap();
+        let mirror = owned(&status, "state").unwrap().mirror.as_ref().unwrap();
+        assert_eq!(mirror.transport, Kind::Rdma);
+    });
+}
+
+/// One server that has no RDMA: its links are TCP, the others' are not.
+#[test]
+fn a_ring_may_mix_its_transports() {
+    with_device(|| {
+        let server = |name: &str, transport: &str, join: &[&str]| {
+            let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", transport];
+            let mut server = Server::new(name, &[&flags[..], join].concat());
+            server.start();
+            server
+        };
+        let a = server("a", "auto", &[]);
+        let b = server("b", "tcp", &["--join", &a.address()]);
+        let c = server("c", "auto", &["--join", &a.address()]);
+        for node in [&a, &b, &c] {
+            node.wait("the ring", |status| members(status, 3));
+        }
+        for node in [&a, &b, &c] {
+            let mut checkpoint = node.client().open(&node.name, Options::capacity(64)).unwrap();
+            checkpoint.save(b"state", Durability::Mirrored).unwrap();
+            let status = node.wait("the mirror", |status| in_sync(status, &node.name));
+            let mirror = owned(&status, &node.name).unwrap().mirror.as_ref().unwrap();
+            let one_has_none = node.name == "b" || mirror.node.as_str() == "b";
+            let wanted = if one_has_none { Kind::Tcp } else { Kind::Rdma };
+            assert_eq!(mirror.transport, wanted, "{status:?}");
+            let holder_is_poor = mirror.node.as_str() == "b";
+            assert_eq!(node.log().contains("WARN"), holder_is_poor, "{}", node.log());
+        }
+    });
+}
+
+/// Who asks for RDMA gets nothing else: no second copy rather than one over TCP.
+#[test]
+fn rdma_refuses_to_fall_back() {
+    with_device(|| {
+        let server = |name: &str, transport: &str, join: &[&str]| {
+            let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", transport];
+            let mut server = Server::new(name, &[&flags[..], join].concat());
+            server.start();
+            server
+        };
+        let a = server("a", "rdma", &[]);
+        let b = server("b", "tcp", &["--join", &a.address()]);
+        for node in [&a, &b] {
+            node.wait("the ring", |status| members(status, 2));
+        }
+        let mut checkpoint = a.client().open("state", Options::capacity(64)).unwrap();
+        checkpoint.save(b"state", Durability::Local).unwrap();
+        a.wait("the refusal in the log", |_| a.log().contains("WARN"));
+        assert!(!in_sync(&a.status().unwrap(), "state"));
+        assert!(a.log().contains("rdma") && a.log().contains("node b"), "{}", a.log());
+    });
+}
