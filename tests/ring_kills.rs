@@ -7,11 +7,12 @@
 mod common;
 
 use common::{
-    LIMIT, Ring, get, members,
+    LIMIT, Ring, bytes_of, get, members, name,
     payload::{self, Random},
     poll, transport,
     writer::{self, Writer},
 };
+use ringkeep::{client::RequestError, protocol::FailureKind};
 
 const ROUNDS_DEFAULT: u64 = 40;
 const NODES: usize = 4;
@@ -147,10 +148,18 @@ impl Play {
         assert!(mirrors.map(|m| m.transport).all(|t| t == transport()), "{status:?}");
     }
 
-    /// What any node hands out while the service goes on.
+    /// What any node hands out while the service goes on. On a machine so slow that a view changes
+    /// once more meanwhile, it may have to be asked again.
     fn check(&mut self, node: usize) {
         let acknowledged = self.writer.acknowledged;
-        let (version, bytes) = get(&self.ring.client(node), "state");
+        let (version, bytes) =
+            poll("the state", || match self.ring.client(node).get(&name("state"), None) {
+                Ok(fetched) => Ok((fetched.version, bytes_of(fetched))),
+                Err(RequestError::Refused(f)) if f.kind == FailureKind::Unavailable => {
+                    Err(f.message)
+                }
+                Err(error) => panic!("{error}"),
+            });
         assert!(version >= acknowledged, "LOST: {acknowledged}, {version} from {node}");
         assert!(bytes == payload::state(self.seed, version), "version {version} from {node}");
     }
