@@ -120,6 +120,14 @@ fn main() -> Fallible<()> {
     }
     println!("the holder's data plane ran {holder_ran:?} during all of these commits");
     println!("a fence took {:.3} ms (median of 20)", raw.fence()?);
+    let mut connecting = Vec::new();
+    for _ in 0..10 {
+        let started = Instant::now();
+        Raw::open()?.write(8)?;
+        connecting.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    let took = median(&connecting);
+    println!("two devices opened, connected and the first write done: {took:.1} ms (median of 10)");
     Ok(())
 }
 
