@@ -106,6 +106,8 @@ pub struct Mirror<H> {
     changed_at_ns: Option<u64>,
     view: u64,
     predecessor: Option<H>,
+    /// The view since which it has been the predecessor without a break.
+    since: u64,
     record: Option<Remote<H>>,
     next: Option<Remote<H>>,
     floor: u64,
@@ -126,6 +128,7 @@ impl<H: Clone + Eq> Mirror<H> {
             changed_at_ns: None,
             view: 0,
             predecessor: None,
+            since: 0,
             record: None,
             next: None,
             floor: 0,
@@ -165,15 +168,17 @@ impl<H: Clone + Eq> Mirror<H> {
         }
     }
 
-    /// The owner installed a view. `in_ring` tells who is a member of it.
+    /// The owner installed a view. The predecessor comes with the view since which it has been that
+    /// without a break; `in_ring` tells who is a member.
     pub fn view_installed(
         &mut self,
         view: u64,
-        predecessor: Option<H>,
+        predecessor: Option<(H, u64)>,
         in_ring: impl Fn(&H) -> bool,
     ) {
         self.view = view;
-        self.predecessor = predecessor;
+        self.since = predecessor.as_ref().map_or(view, |(_, since)| *since);
+        self.predecessor = predecessor.map(|(holder, _)| holder);
         // H1: who is not in the ring acknowledges nothing; H4: what it has is not erased.
         if self.record.as_ref().is_some_and(|r| !in_ring(&r.holder)) {
             self.release_record(false);
@@ -336,9 +341,11 @@ impl<H: Clone + Eq> Mirror<H> {
         if !record.ready {
             return record.ask().map(Action::Prepare);
         }
-        if record.mark < self.floor {
+        if record.mark < self.floor.max(self.since) {
             // A mark was posted elsewhere meanwhile: this mirror counts again only once it is
-            // synced for the present view.
+            // synced for the present view. Or somebody else was the predecessor meanwhile and never
+            // got that far: without a new mark here, a recovery that cannot ask that one would have
+            // to take it for the holder of something newer (H5).
             return self.final_copy(Which::Record);
         }
         self.send_what_is_new(now_ns)

@@ -123,7 +123,14 @@ impl World {
             self.runs.push(Run { since: self.view, holder });
         }
         let ring = self.ring.clone();
-        self.mirror.view_installed(self.view, predecessor, |h| ring.contains(h));
+        self.mirror.view_installed(self.view, predecessor.map(|p| (p, self.since())), |h| {
+            ring.contains(h)
+        });
+    }
+
+    /// Since when the present predecessor has been that.
+    fn since(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.since)
     }
 
     fn apply(&mut self, step: Step) {
@@ -176,6 +183,7 @@ impl World {
                 self.mirror = Mirror::new(SLOTS, 0);
                 let ring = self.ring.clone();
                 let predecessor = ring.last().copied();
+                let predecessor = predecessor.map(|p| (p, self.since()));
                 self.mirror.view_installed(self.view, predecessor, |h| ring.contains(h));
                 if self.version > 0 {
                     let changed = Stale::everything();
@@ -317,7 +325,7 @@ fn the_old_holder_acknowledges_until_the_new_one_is_complete() {
     // Holder 3 stays a member, but 2 is the predecessor now: model it by ring order.
     world.view += 1;
     world.runs.push(Run { since: world.view, holder: 2 });
-    world.mirror.view_installed(world.view, Some(2), |_| true);
+    world.mirror.view_installed(world.view, Some((2, world.view)), |_| true);
     world.apply(Step::Submit);
     world.apply(Step::Land(3));
     assert_eq!(world.acked, 2, "H3: the old holder goes on");
@@ -353,7 +361,7 @@ fn after_a_posted_mark_no_older_mirror_acknowledges_even_if_the_ring_flaps_back(
     // 2 becomes the predecessor; its mark is posted but does not land.
     world.view += 1;
     world.runs.push(Run { since: world.view, holder: 2 });
-    world.mirror.view_installed(world.view, Some(2), |_| true);
+    world.mirror.view_installed(world.view, Some((2, world.view)), |_| true);
     world.drive();
     world.apply(Step::Prepare);
     world.apply(Step::Land(2));
@@ -364,7 +372,7 @@ fn after_a_posted_mark_no_older_mirror_acknowledges_even_if_the_ring_flaps_back(
     // The ring flaps back to 3.
     world.view += 1;
     world.runs.push(Run { since: world.view, holder: 3 });
-    world.mirror.view_installed(world.view, Some(3), |_| true);
+    world.mirror.view_installed(world.view, Some((3, world.view)), |_| true);
     world.apply(Step::Submit);
     world.apply(Step::Land(3));
     assert_eq!(world.acked, first, "I7: below the floor nothing is acknowledged");
@@ -372,10 +380,35 @@ fn after_a_posted_mark_no_older_mirror_acknowledges_even_if_the_ring_flaps_back(
     assert_eq!(world.acked, 2, "marked anew, it counts again");
 }
 
+/// Somebody was the predecessor for a while, was never synced, and died. The holder before it is the
+/// predecessor again; were it not marked anew, a recovery would wait for the dead one for ever.
+#[test]
+fn a_holder_that_is_the_predecessor_again_is_marked_for_its_new_time() {
+    let mut world = World::new();
+    world.drive();
+    world.apply(Step::Submit);
+    settle(&mut world);
+    for predecessor in [2, 3] {
+        world.view += 1;
+        world.runs.push(Run { since: world.view, holder: predecessor });
+        world.mirror.view_installed(world.view, Some((predecessor, world.view)), |_| true);
+        world.drive();
+    }
+    settle(&mut world);
+    let report = |h: &u8| {
+        let holder = &world.holders[*h as usize];
+        (*h != 2).then(|| Report { mark: holder.mark, version: holder.newest() })
+    };
+    assert_eq!(choose(&world.runs, report), Decision::Exact { holder: 3, version: 1 });
+    world.apply(Step::Submit);
+    settle(&mut world);
+    assert_eq!(world.acked, 2);
+}
+
 #[test]
 fn versions_that_nobody_waits_for_are_collected() {
     let mut mirror = Mirror::new(2, 1_000);
-    mirror.view_installed(1, Some(1u8), |_| true);
+    mirror.view_installed(1, Some((1u8, 1)), |_| true);
     assert_eq!(mirror.next(0), Some(Action::Prepare(1)));
     mirror.prepared(&1, 1, &[0, 0]);
     assert_eq!(mirror.next(0), Some(Action::PostMark { which: Which::Next, view: 1 }));

@@ -405,8 +405,9 @@ impl Engine {
         for event in events.drain(..) {
             match event {
                 Event::Completed { conn, work, result } => {
-                    if result.is_ok() {
-                        self.links.proven(conn);
+                    match result {
+                        Ok(()) => self.links.proven(conn),
+                        Err(error) => self.work_failed(conn, work, error),
                     }
                     self.completed(work, result, now_ns);
                 }
@@ -415,6 +416,24 @@ impl Engine {
         }
         self.events = events;
         moved
+    }
+
+    /// Says which peer it was and what to do. The first failure ends a connection, so this is told
+    /// once for each; what is flushed behind it is not told.
+    fn work_failed(&mut self, conn: ConnId, work: WorkId, error: WorkError) {
+        let Some(peer) = self.links.peer_of(conn) else { return };
+        let owned = MirrorWork::unpack(work).and_then(|w| self.owned.get(w.index)?.as_ref());
+        match (error, owned) {
+            (WorkError::Flushed, _) => {}
+            (WorkError::Fenced, Some(owned)) => {
+                let (name, holder) = (owned.name.clone(), peer.clone());
+                self.channels.tell(Notice::Fenced { name, holder });
+            }
+            _ => tracing::warn!(
+                %peer, %error,
+                "work on the data connection failed; `ringkeep status` shows who is in the ring"
+            ),
+        }
     }
 
     fn completed(&mut self, work: WorkId, result: Result<(), WorkError>, now_ns: u64) {
@@ -439,12 +458,6 @@ impl Engine {
         }
         if let Some(slot) = slot {
             owned.unpin(slot);
-        }
-        if result == Err(WorkError::Fenced)
-            && let Some(holder) = owned.mirror.holder().cloned()
-        {
-            let name = owned.name.clone();
-            self.channels.tell(Notice::Fenced { name, holder });
         }
         self.leave_if_done(index);
         self.drive(index, now_ns);

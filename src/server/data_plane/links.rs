@@ -92,6 +92,11 @@ impl Links {
         }
     }
 
+    /// Towards whom this connection was opened.
+    pub(super) fn peer_of(&self, conn: ConnId) -> Option<&NodeId> {
+        self.outgoing.iter().find(|(_, o)| o.conn() == conn).map(|(peer, _)| peer)
+    }
+
     /// The connection on which this peer may be granted keys.
     pub(super) fn incoming(&self, peer: &NodeId) -> Option<ConnId> {
         self.incoming.get(peer).copied()
