@@ -67,7 +67,7 @@ fn every_command_explains_its_flags() {
         ("status", &["--json"]),
         ("verify", &["--json"]),
         ("rm", &["--json"]),
-        ("doctor", &["--json", "--cluster-key", "--listen"]),
+        ("doctor", &["--json", "--cluster-key", "--listen", "--transport", "--device"]),
         ("keygen", &["--output"]),
         ("demo", &["--nodes", "--transport", "--keep", "--files-max"]),
         ("completions", &["bash", "zsh", "fish"]),
@@ -230,6 +230,46 @@ fn doctor_speaks_json_and_text() {
     }
     let text = stdout(&ringkeep(&["doctor"]).args(flags).output().unwrap());
     assert!(text.contains("hugepages") && text.contains("ringkeep serve"), "{text}");
+}
+
+/// Works on any machine: what is to be expected depends on whether it has a device.
+#[test]
+fn doctor_asks_for_rdma_only_when_told() {
+    let tmp = tempfile::tempdir().unwrap();
+    let socket = tmp.path().join("s");
+    let doctor = |flags: &[&str]| {
+        let output = ringkeep(&["doctor", "--json", "--listen", "127.0.0.1:0", "--socket"])
+            .arg(&socket)
+            .args(flags)
+            .output()
+            .unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = report["checks"].as_array().unwrap().clone();
+        let rdma: Vec<_> = checks.into_iter().filter(|check| check["name"] == "rdma").collect();
+        (output.status.code(), rdma)
+    };
+    let has_device =
+        fs::read_dir("/sys/class/infiniband").is_ok_and(|mut dir| dir.next().is_some());
+
+    let (status, auto) = doctor(&["--transport", "auto"]);
+    assert_eq!(status, Some(0), "{auto:?}");
+    let (status, rdma) = doctor(&["--transport", "rdma"]);
+    if has_device && cfg!(feature = "rdma") {
+        assert!(auto.iter().any(|check| check["level"] == "ok"), "{auto:?}");
+        assert_eq!(status, Some(0), "{rdma:?}");
+        let (status, none) = doctor(&["--transport", "rdma", "--device", "no-such-device"]);
+        assert_eq!((status, none[0]["level"].as_str()), (Some(1), Some("fail")));
+    } else {
+        assert_eq!((auto[0]["level"].as_str(), auto.len()), (Some("warn"), 1), "{auto:?}");
+        assert!(auto[0]["found"].as_str().unwrap().contains("TCP"), "{auto:?}");
+        let mend = if cfg!(feature = "rdma") { "soft-roce/setup.sh" } else { "--features" };
+        assert!(auto[0]["mend"].as_str().unwrap().contains(mend), "{auto:?}");
+        assert_eq!((status, rdma[0]["level"].as_str()), (Some(1), Some("fail")), "{rdma:?}");
+    }
+    let (status, tcp) = doctor(&["--transport", "tcp"]);
+    assert_eq!((status, tcp[0]["level"].as_str()), (Some(0), Some("ok")), "{tcp:?}");
+    let both = ["doctor", "--transport", "tcp", "--device", "rxe0"];
+    assert!(refused(&run(&both), 2).contains("rxe0"));
 }
 
 #[test]

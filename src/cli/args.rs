@@ -231,13 +231,15 @@ pub struct RmArgs {
 
 /// Show what this machine offers and how to mend what is missing.
 ///
-/// Looks only; changes nothing. Exit status 1 when something would keep a server from working,
+/// Looks and tries; changes nothing. Exit status 1 when something would keep a server from working,
 /// 0 with warnings when it would only be slower or smaller.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ringkeep doctor
   ringkeep doctor --cluster-key /etc/ringkeep/key --listen 10.0.0.2:7741
+  ringkeep doctor --transport rdma
+      exit status 1 unless a server could use RDMA
   ringkeep doctor --json | jq '.checks[] | select(.level != \"ok\")'")]
 pub struct DoctorArgs {
     /// The key that the server will use
@@ -252,6 +254,18 @@ pub struct DoctorArgs {
         default_value = "127.0.0.1:7741"
     )]
     pub listen: SocketAddr,
+    /// The transport that the server will use; with rdma, what keeps RDMA from working is a failure
+    #[arg(
+        long,
+        env = "RINGKEEP_TRANSPORT",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto"
+    )]
+    pub transport: TransportChoice,
+    /// Look at this RDMA device only, as in rxe0
+    #[arg(long, env = "RINGKEEP_DEVICE", hide_env_values = true, value_name = "NAME")]
+    pub device: Option<Name>,
     #[command(flatten)]
     pub output: JsonFlag,
 }

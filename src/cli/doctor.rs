@@ -4,21 +4,33 @@ use std::fmt::Write;
 
 use super::{
     args::{DoctorArgs, Global},
-    exit::{self, Exit, Outcome},
+    config::ConfigError,
+    exit::{self, Exit, Failure, Outcome},
     print_json, socket_path, uid,
+    values::TransportChoice,
 };
 use crate::doctor::{
     Level, Report, checks,
-    facts::{self, Asked},
+    facts::{self, Asked, Rdma},
 };
 
 /// Looks at this machine and says how to mend it.
 pub(super) fn run(global: &Global, args: &DoctorArgs) -> Outcome {
+    if let (Some(device), TransportChoice::Tcp) = (&args.device, args.transport) {
+        let error = ConfigError::DeviceUnused { device: device.clone() };
+        return Err(Failure::new(Exit::Usage, &error).hint(error.hint()));
+    }
     let facts = facts::read(Asked {
         uid: uid(),
         socket: socket_path(global),
         listen: args.listen,
         cluster_key: args.cluster_key.clone(),
+        rdma: match args.transport {
+            TransportChoice::Auto => Rdma::Welcome,
+            TransportChoice::Rdma => Rdma::Required,
+            TransportChoice::Tcp => Rdma::Unused,
+        },
+        device: args.device.as_ref().map(|name| name.as_str().to_owned()),
     });
     let report = Report::new(checks::all(&facts));
     match args.output.json {

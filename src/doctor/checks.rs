@@ -5,14 +5,12 @@ use indicatif::BinaryBytes;
 use super::{
     Check, Level,
     facts::{Facts, HugeMount, SocketState},
-    parse,
+    parse, rdma,
 };
 use crate::cluster_key::ReadKeyError;
 
 /// On older kernels nothing was tried.
 const KERNEL_MIN: (u32, u32) = (5, 10);
-/// Less locked memory than this refuses to register even small regions with an RDMA device.
-const MEMLOCK_BYTES_MIN: u64 = 64 << 20;
 /// The default size of `/dev/shm` in a container; checkpoints need more soon.
 const SHM_BYTES_MIN: u64 = 128 << 20;
 /// The page size that regions are laid out for.
@@ -33,26 +31,24 @@ pub fn all(facts: &Facts) -> Vec<Check> {
         hugepages(facts),
         hugetlbfs(facts),
         shm(facts),
-        memlock(facts),
         congestion(facts),
         listen(facts),
         socket(facts),
         cluster_key(facts),
-        rdma_libraries(facts),
     ];
-    checks.extend(rdma_devices(facts));
+    checks.extend(rdma::all(facts));
     checks
 }
 
-fn ok(name: &'static str, found: impl Into<String>) -> Check {
+pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Check {
     Check { name, level: Level::Ok, found: found.into(), mend: None }
 }
 
-fn warn(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Check {
+pub(super) fn warn(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Check {
     Check { name, level: Level::Warn, found: found.into(), mend: Some(mend.into()) }
 }
 
-fn fail(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Check {
+pub(super) fn fail(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Check {
     Check { name, level: Level::Fail, found: found.into(), mend: Some(mend.into()) }
 }
 
@@ -107,7 +103,14 @@ fn hugepages(facts: &Facts) -> Check {
     );
     match pool {
         Some(pool) if pool.pages_free > 0 => {
-            ok("hugepages", format!("{} of {} pages of 2 MiB free", pool.pages_free, pool.pages))
+            let (free, pages) = (pool.pages_free, pool.pages);
+            ok(
+                "hugepages",
+                format!(
+                    "{free} of {pages} pages of 2 MiB free; with TCP and RDMA, regions of 1 MiB \
+                     and more lie in them"
+                ),
+            )
         }
         Some(pool) if pool.pages > 0 => {
             warn("hugepages", format!("all {} pages of 2 MiB are in use", pool.pages), mend)
@@ -159,24 +162,6 @@ fn shm(facts: &Facts) -> Check {
         return warn("shm", found, mend);
     }
     ok("shm", found)
-}
-
-fn memlock(facts: &Facts) -> Check {
-    match facts.memlock_bytes_max {
-        None => ok("memlock", "no limit"),
-        Some(bytes) if bytes >= MEMLOCK_BYTES_MIN => {
-            ok("memlock", format!("up to {}", BinaryBytes(bytes)))
-        }
-        Some(bytes) => warn(
-            "memlock",
-            format!("up to {}: too little for RDMA, also in huge pages", BinaryBytes(bytes)),
-            format!(
-                "sudo prlimit --pid $$ --memlock=unlimited   (lasting: \
-                 `{} - memlock unlimited` in /etc/security/limits.conf, LimitMEMLOCK=infinity in a unit)",
-                if facts.asked.uid == 0 { "root" } else { "USER" }
-            ),
-        ),
-    }
 }
 
 fn congestion(facts: &Facts) -> Check {
@@ -241,74 +226,26 @@ fn cluster_key(facts: &Facts) -> Check {
     }
 }
 
-fn rdma_libraries(facts: &Facts) -> Check {
-    match &facts.rdma_libraries_missing[..] {
-        [] => ok("rdma-core", "installed"),
-        missing => warn(
-            "rdma-core",
-            format!("{} missing: TCP only", missing.join(", ")),
-            "sudo apt-get install libibverbs1 librdmacm1 ibverbs-providers rdma-core",
-        ),
-    }
-}
-
-fn rdma_devices(facts: &Facts) -> Vec<Check> {
-    if facts.rdma_devices.is_empty() {
-        let mend = if facts.rxe_available {
-            "sudo modprobe rdma_rxe && sudo modprobe rdma_ucm && \
-             sudo rdma link add rxe0 type rxe netdev eth0   (Soft-RoCE over eth0)"
-        } else {
-            "this kernel has no rdma_rxe either; on Ubuntu: \
-             sudo apt-get install linux-modules-extra-$(uname -r)"
-        };
-        return vec![warn("rdma", "no device: TCP only", mend)];
-    }
-    facts.rdma_devices.iter().map(rdma_device).collect()
-}
-
-fn rdma_device(device: &super::facts::RdmaDevice) -> Check {
-    let netdev = device.netdev.as_deref();
-    let found = format!(
-        "{} ({}, {}), {}, {} GIDs",
-        device.name,
-        device.link_layer,
-        netdev.unwrap_or("no interface"),
-        device.state,
-        device.gids
-    );
-    match (&*device.state, device.gids) {
-        ("ACTIVE", 1..) => ok("rdma", found),
-        ("ACTIVE", _) => {
-            let interface = netdev.unwrap_or("INTERFACE");
-            warn(
-                "rdma",
-                found,
-                format!("give it an address: sudo ip addr add IP/24 dev {interface}"),
-            )
-        }
-        _ => {
-            let interface = netdev.unwrap_or("INTERFACE");
-            warn("rdma", found, format!("sudo ip link set {interface} up"))
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::doctor::{
         Report,
-        facts::{Asked, HugePool, RdmaDevice, Space},
+        facts::{Asked, HugePool, Memlock, Rdma, RdmaDevice, Space, Trials},
     };
 
     /// A machine on which nothing is missing.
-    fn good() -> Facts {
+    pub(in crate::doctor) fn good() -> Facts {
         Facts {
             asked: Asked {
                 uid: 1000,
                 socket: "/run/user/1000/ringkeep.sock".into(),
                 listen: "127.0.0.1:7741".parse().unwrap(),
                 cluster_key: Some("/etc/key".into()),
+                rdma: Rdma::Welcome,
+                device: None,
             },
             kernel: "6.1.0-18-amd64".to_owned(),
             cores: 8,
@@ -321,7 +258,7 @@ mod tests {
                 page_bytes: Some(2 << 20),
                 writable: true,
             }],
-            memlock_bytes_max: None,
+            memlock: Memlock { bytes_max: None, hard_bytes_max: None, is_exempt: false },
             shm: Some(Space {
                 kind: "tmpfs".to_owned(),
                 bytes: 8 << 30,
@@ -333,8 +270,16 @@ mod tests {
                 link_layer: "Ethernet".to_owned(),
                 state: "ACTIVE".to_owned(),
                 netdev: Some("eth1".to_owned()),
-                gids: 3,
+                addresses: vec!["10.0.0.2".parse().unwrap()],
+                problem: None,
+                trials: Some(Trials {
+                    loopback: Ok(Duration::from_micros(30)),
+                    register: Ok(Duration::from_micros(200)),
+                    register_bytes: 2 << 20,
+                    register_huge: true,
+                }),
             }],
+            rdma_built: true,
             rxe_available: true,
             rdma_libraries_missing: vec![],
             congestion_control: Some("cubic".to_owned()),
@@ -345,14 +290,14 @@ mod tests {
     }
 
     /// The checks that are not ok after `spoil`.
-    fn spoiled(spoil: impl FnOnce(&mut Facts)) -> Vec<Check> {
+    pub(in crate::doctor) fn spoiled(spoil: impl FnOnce(&mut Facts)) -> Vec<Check> {
         let mut facts = good();
         spoil(&mut facts);
         all(&facts).into_iter().filter(|check| check.level != Level::Ok).collect()
     }
 
     #[track_caller]
-    fn assert_one(found: &[Check], name: &str, level: Level, mend: &str) {
+    pub(in crate::doctor) fn assert_one(found: &[Check], name: &str, level: Level, mend: &str) {
         let [check] = found else { panic!("{found:?}") };
         assert_eq!((check.name, check.level), (name, level));
         assert!(check.mend.as_ref().unwrap().contains(mend), "{check:?}");
@@ -375,14 +320,8 @@ mod tests {
         assert_one(&spoiled(|f| f.huge_mounts[0].writable = false), "hugetlbfs", Warn, "uid=1000");
         let other = |f: &mut Facts| f.huge_mounts[0].page_bytes = Some(1 << 30);
         assert_one(&spoiled(other), "hugetlbfs", Warn, "pagesize=2M");
-        let small = |f: &mut Facts| f.memlock_bytes_max = Some(64 << 10);
-        assert_one(&spoiled(small), "memlock", Warn, "prlimit");
         assert_one(&spoiled(|f| f.congestion_control = Some("bbr".into())), "tcp", Warn, "cubic");
         assert_one(&spoiled(|f| f.key = None), "cluster-key", Warn, "keygen");
-        assert_one(&spoiled(|f| f.rdma_devices.clear()), "rdma", Warn, "rdma link add");
-        assert_one(&spoiled(|f| f.rdma_devices[0].state = "DOWN".into()), "rdma", Warn, "eth1 up");
-        let missing = |f: &mut Facts| f.rdma_libraries_missing = vec!["libibverbs.so.1"];
-        assert_one(&spoiled(missing), "rdma-core", Warn, "apt-get install");
         let docker = |f: &mut Facts| f.shm.as_mut().unwrap().bytes_free = 64 << 20;
         assert_one(&spoiled(docker), "shm", Warn, "--shm-size");
     }

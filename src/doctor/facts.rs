@@ -1,11 +1,13 @@
-//! Reads the machine: files of `/proc` and `/sys`, limits, and two short tries (a port, a socket).
-//! What cannot be read is not known; nothing here fails or changes anything.
+//! Reads the machine: files of `/proc` and `/sys`, limits, and short tries: a port, a socket, and
+//! whether each RDMA device moves bytes and takes memory. What cannot be read is not known; nothing
+//! here fails or changes anything.
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
@@ -18,8 +20,22 @@ use crate::cluster_key::{ClusterKey, ReadKeyError};
 
 /// Where shared memory lies on every Linux.
 pub const SHM_DIR: &str = "/dev/shm";
+/// What is registered where no huge page is free.
+#[cfg(feature = "rdma")]
+const TRIAL_BYTES: usize = 2 << 20;
 /// The libraries of rdma-core that the verbs transport needs.
 pub const RDMA_LIBRARIES: [&str; 2] = ["libibverbs.so.1", "librdmacm.so.1"];
+
+/// Whether the server will use RDMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rdma {
+    /// It will not.
+    Unused,
+    /// Where it works.
+    Welcome,
+    /// It will not start without.
+    Required,
+}
 
 /// What a person asked the doctor to look at.
 #[derive(Debug, Clone)]
@@ -32,6 +48,10 @@ pub struct Asked {
     pub listen: SocketAddr,
     /// The cluster key's file.
     pub cluster_key: Option<PathBuf>,
+    /// Whether RDMA is to work.
+    pub rdma: Rdma,
+    /// The only RDMA device to look at.
+    pub device: Option<String>,
 }
 
 /// Everything that [`super::checks`] decides on.
@@ -53,10 +73,12 @@ pub struct Facts {
     pub huge_pools: Vec<HugePool>,
     /// Mounts of hugetlbfs.
     pub huge_mounts: Vec<HugeMount>,
-    /// The limit of locked memory; none when there is no limit.
-    pub memlock_bytes_max: Option<u64>,
+    /// The limit of locked memory.
+    pub memlock: Memlock,
     /// `/dev/shm`.
     pub shm: Option<Space>,
+    /// Whether this build has the verbs transport.
+    pub rdma_built: bool,
     /// RDMA devices.
     pub rdma_devices: Vec<RdmaDevice>,
     /// Whether the Soft-RoCE module can be loaded or is.
@@ -108,6 +130,17 @@ pub struct Space {
     pub writable: bool,
 }
 
+/// The limit of locked memory, to which memory registered with a device counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memlock {
+    /// The limit; none when there is none.
+    pub bytes_max: Option<u64>,
+    /// What the limit can be raised to without privileges.
+    pub hard_bytes_max: Option<u64>,
+    /// Whether this process has `CAP_IPC_LOCK`, which no limit binds.
+    pub is_exempt: bool,
+}
+
 /// An RDMA device's first port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaDevice {
@@ -119,8 +152,45 @@ pub struct RdmaDevice {
     pub state: String,
     /// Its network interface, if it has one.
     pub netdev: Option<String>,
-    /// GIDs that are set.
-    pub gids: usize,
+    /// The addresses that others can reach, RoCE v2.
+    pub addresses: Vec<IpAddr>,
+    /// Why a server cannot open it.
+    pub problem: Option<String>,
+    /// Whether it does what a server needs; none if that was not tried.
+    pub trials: Option<Trials>,
+}
+
+/// What an RDMA device was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trials {
+    /// Send a message to itself: how long it took.
+    pub loopback: Result<Duration, Refusal>,
+    /// Take memory: how long that took.
+    pub register: Result<Duration, Refusal>,
+    /// Bytes of the memory that was to be registered.
+    pub register_bytes: u64,
+    /// Whether that memory was one huge page; ordinary memory where none is free.
+    pub register_huge: bool,
+}
+
+/// Why a device did not do something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What it is.
+    pub kind: RefusalKind,
+    /// In words.
+    pub why: String,
+}
+
+/// What to do about a refusal depends on this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The limit of locked memory.
+    Memlock,
+    /// It could not be tried, which says nothing about the device.
+    Untried,
+    /// Anything else.
+    Other,
 }
 
 /// The local socket.
@@ -147,9 +217,10 @@ pub fn read(asked: Asked) -> Facts {
         cgroup_bytes_max: cgroup_bytes_max(&mounts),
         huge_pools: huge_pools(),
         huge_mounts: huge_mounts(&mounts),
-        memlock_bytes_max: getrlimit(Resource::Memlock).current,
+        memlock: memlock(),
+        rdma_built: cfg!(feature = "rdma"),
         shm: space(SHM_DIR, &mounts),
-        rdma_devices: rdma_devices(),
+        rdma_devices: rdma_devices(&asked),
         rxe_available: module_available("rdma_rxe", &kernel),
         rdma_libraries_missing: RDMA_LIBRARIES.into_iter().filter(|l| !has_library(l)).collect(),
         congestion_control: known("/proc/sys/net/ipv4/tcp_congestion_control"),
@@ -244,22 +315,99 @@ fn space(point: &str, mounts: &[parse::Mount]) -> Option<Space> {
     })
 }
 
-fn rdma_devices() -> Vec<RdmaDevice> {
+fn memlock() -> Memlock {
+    let limit = getrlimit(Resource::Memlock);
+    Memlock {
+        bytes_max: limit.current,
+        hard_bytes_max: limit.maximum,
+        is_exempt: parse::has_capability(&text("/proc/self/status"), parse::CAP_IPC_LOCK),
+    }
+}
+
+/// What the kernel says of its devices, which needs no library, and what a server finds when it
+/// opens them.
+fn rdma_devices(asked: &Asked) -> Vec<RdmaDevice> {
     let root = Path::new("/sys/class/infiniband");
     let device = |name: String| {
-        let ports = root.join(&name).join("ports");
-        let port = ports.join(names(&ports).into_iter().next()?);
-        let gids = names(port.join("gids"));
-        let is_set = |gid: &&String| parse::gid_is_set(&text(port.join("gids").join(gid)));
+        let dir = root.join(&name);
+        let port = dir.join("ports").join(names(dir.join("ports")).into_iter().next()?);
+        // Without an address the first is not told; Soft-RoCE and hardware have other places.
+        let netdev = known(port.join("gid_attrs/ndevs/0"))
+            .or_else(|| known(dir.join("parent")))
+            .or_else(|| names(dir.join("device/net")).into_iter().next());
         Some(RdmaDevice {
             link_layer: known(port.join("link_layer")).unwrap_or_default(),
             state: parse::port_state(&text(port.join("state"))),
-            netdev: known(port.join("gid_attrs/ndevs/0")),
-            gids: gids.iter().filter(is_set).count(),
+            netdev,
+            addresses: Vec::new(),
+            problem: None,
+            trials: None,
             name,
         })
     };
-    names(root).into_iter().filter_map(device).collect()
+    let mut devices: Vec<RdmaDevice> = names(root).into_iter().filter_map(device).collect();
+    if asked.rdma != Rdma::Unused {
+        open_devices(&mut devices, asked.device.as_deref());
+    }
+    devices
+}
+
+#[cfg(not(feature = "rdma"))]
+fn open_devices(_devices: &mut [RdmaDevice], _wanted: Option<&str>) {}
+
+#[cfg(feature = "rdma")]
+fn open_devices(devices: &mut [RdmaDevice], wanted: Option<&str>) {
+    use crate::transport::verbs::discovery;
+
+    if devices.is_empty() {
+        return;
+    }
+    let found = discovery::devices();
+    for device in devices {
+        let Some(found) = found.iter().find(|found| found.name == device.name) else {
+            device.problem = Some("libibverbs does not find it".to_owned());
+            continue;
+        };
+        device.addresses.clone_from(&found.addresses);
+        device.problem.clone_from(&found.problem);
+        if found.problem.is_none() && wanted.is_none_or(|wanted| wanted == device.name) {
+            device.trials = Some(trials(&device.name));
+        }
+    }
+}
+
+#[cfg(feature = "rdma")]
+fn trials(device: &str) -> Trials {
+    use super::{huge_page::HugePage, loopback};
+    use crate::transport::verbs::probe;
+
+    let mut page = HugePage::new();
+    let mut ordinary = Vec::new();
+    let memory = match &mut page {
+        Ok(page) => page.as_mut_slice(),
+        Err(_) => {
+            ordinary.resize(TRIAL_BYTES, 0);
+            &mut ordinary[..]
+        }
+    };
+    let (register_bytes, register) = (memory.len() as u64, probe::register(Some(device), memory));
+    let kind = |is_memlock: bool, is_untried: bool| match (is_memlock, is_untried) {
+        (true, _) => RefusalKind::Memlock,
+        (_, true) => RefusalKind::Untried,
+        _ => RefusalKind::Other,
+    };
+    Trials {
+        loopback: loopback::send_to_itself(device).map_err(|error| Refusal {
+            kind: kind(error.is_memlock(), error.is_untried()),
+            why: error.to_string(),
+        }),
+        register: register.map_err(|error| Refusal {
+            kind: kind(error.is_memlock(), false),
+            why: error.to_string(),
+        }),
+        register_bytes,
+        register_huge: page.is_ok(),
+    }
 }
 
 fn module_available(module: &str, kernel: &str) -> bool {

@@ -1,11 +1,17 @@
 //! What this machine offers to a server, and how to mend what is missing.
 //!
 //! [`facts`] reads the machine and decides nothing; [`parse`] understands the files it reads;
-//! [`checks`] decides and reads nothing.
+//! [`checks`] and [`rdma`] decide and read nothing. What only a device can tell is tried: `loopback`
+//! lets it send to itself, `huge_page` is memory to register.
 
 pub mod checks;
 pub mod facts;
+#[cfg(feature = "rdma")]
+pub mod huge_page;
+#[cfg(feature = "rdma")]
+pub mod loopback;
 pub mod parse;
+pub mod rdma;
 
 use serde::Serialize;
 

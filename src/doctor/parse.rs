@@ -94,9 +94,14 @@ pub fn port_state(text: &str) -> String {
     text.split_once(':').map_or(text, |(_, state)| state).trim().to_owned()
 }
 
-/// A GID that is set: not all zeros.
-pub fn gid_is_set(text: &str) -> bool {
-    text.trim().chars().any(|c| c != '0' && c != ':')
+/// The number of the capability that no limit of locked memory binds.
+pub const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether a `/proc/PID/status` says that its process may use this capability.
+pub fn has_capability(text: &str, capability: u32) -> bool {
+    let set = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.is_some_and(|set| set.checked_shr(capability).is_some_and(|bits| bits & 1 == 1))
 }
 
 /// Major and minor number of a kernel release such as `6.1.0-18-amd64`.
@@ -158,10 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn rdma_ports_are_read() {
+    fn ports_and_capabilities_are_read() {
         assert_eq!(port_state("4: ACTIVE\n"), "ACTIVE");
-        assert!(!gid_is_set("0000:0000:0000:0000:0000:0000:0000:0000\n"));
-        assert!(gid_is_set("fe80:0000:0000:0000:5054:00ff:fe12:3456\n"));
+        let text = "Name:\tsh\nCapInh:\tffffffffffffffff\nCapEff:\t0000000000004000\n";
+        assert!(has_capability(text, CAP_IPC_LOCK));
+        assert!(!has_capability(text, 0) && !has_capability(text, 99));
     }
 
     #[test]
@@ -181,7 +187,7 @@ mod tests {
                 let _ = mount.option("pagesize").and_then(page_size);
             }
             let _ = (page_size(&text), meminfo(&text, "MemTotal"), cgroup_paths(&text));
-            let _ = (cgroup_limit(&text), port_state(&text), gid_is_set(&text));
+            let _ = (cgroup_limit(&text), port_state(&text), has_capability(&text, 14));
             let _ = (kernel_release(&text), has_module(&text, "rdma_rxe"));
         }
     }

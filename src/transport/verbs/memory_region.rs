@@ -17,7 +17,7 @@ pub(super) enum Rights {
 }
 
 impl Rights {
-    fn flags(self) -> i32 {
+    pub(super) fn flags(self) -> i32 {
         // Neither relaxed ordering (a commit word must not overtake its payload) nor the flag for
         // huge pages, which newer kernels refuse.
         let flags = match self {
@@ -111,9 +111,11 @@ impl Drop for MemoryRegion {
     }
 }
 
-/// The system says "cannot allocate memory" for a limit, which sends people the wrong way.
-fn refused(error: io::Error, len: usize) -> io::Error {
-    if error.kind() != io::ErrorKind::OutOfMemory {
+/// The system says "cannot allocate memory" for a limit, and "not permitted" for a limit of zero,
+/// which sends people the wrong way.
+pub(super) fn refused(error: io::Error, len: usize) -> io::Error {
+    let errno = rustix::io::Errno::from_io_error(&error);
+    if !matches!(errno, Some(rustix::io::Errno::NOMEM | rustix::io::Errno::PERM)) {
         return error;
     }
     let why = format!(

@@ -10,6 +10,7 @@
 //!  initiator  posts: requests, pieces, completions     memories   what is registered
 //!  responder  grants: keys, fences                     handshake  words over the control connection
 //!  discovery  which devices there are                  readiness  what wakes a sleeper
+//!  probe      whether memory can be registered
 //! ```
 //!
 //! **Strategy.** One thread owns the device and everything on it. Connections are made with the
@@ -30,6 +31,7 @@ mod handshake;
 mod initiator;
 mod memories;
 mod memory_region;
+pub mod probe;
 mod protection_domain;
 mod queue_pair;
 mod readiness;
