@@ -33,12 +33,15 @@ payload() {
 # its acknowledgement that it was.
 begin() { commit_on "$@" >"$here/$1.commits" </dev/null 2>&1 & }
 commit_on() {
-    local name=$1 bytes=$2 version=1 printed
+    local name=$1 bytes=$2 version=1 printed status
     while :; do
         payload "$name" $version "$bytes" >"/run/node/$name.next"
         echo "begun $version $EPOCHREALTIME"
-        printed=$(ringkeep put --durability mirrored --timeout 30s "$name" "/run/node/$name.next") ||
-            { echo "failed $version: status $?"; return; }
+        status=0
+        printed=$(ringkeep put --durability mirrored --timeout 30s "$name" "/run/node/$name.next") || status=$?
+        # Refused before anything was committed: a node is away, or was. As a service would, again.
+        [ $status -ne 1 ] || { echo "refused $version"; sleep 0.2; continue; }
+        [ $status -eq 0 ] || { echo "failed $version: status $status"; return; }
         [ "$printed" = $version ] || { echo "failed $version: it was called $printed"; return; }
         echo "acked $version $EPOCHREALTIME"
         version=$((version + 1))
@@ -63,7 +66,7 @@ recover() {
     [ -n "$version" ] || { echo "$name has no version in it: $(head -c 60 "$got")" >&2; return 1; }
     payload "$name" "$version" "$bytes" | cmp - "$got" >&2 ||
         { echo "$name is not exactly its version $version" >&2; return 1; }
-    echo "$version ${refused:+after: $refused}"
+    echo "$version${refused:+; at first: $refused}"
 }
 
 # Packets that the RDMA device sent and received so far.
@@ -82,10 +85,21 @@ ringkeep serve --listen "$listen" ${join:+--join "$join"} --transport rdma \
 server=$!
 touch "$here/up"
 
+# Waits without a process: the machine is slow. How much longer that took than asked for tells how
+# long a program that had something to do was not let to.
+mkfifo /run/node/never
+exec 9<>/run/node/never
+pause() {
+    local began=$EPOCHREALTIME late
+    read -rt 0.1 -u 9 _ || true
+    late=$(((${EPOCHREALTIME/./} - ${began/./}) / 1000 - 100))
+    [ $late -lt 400 ] || echo "$(date -u +%T.%3N): this machine's programs stood still for $late ms" >>"$here/late"
+}
+
 number=1
 while kill -0 $server 2>/dev/null; do
     if [ ! -e "$here/$number.order" ]; then
-        sleep 0.1
+        pause
         continue
     fi
     status=0

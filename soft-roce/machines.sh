@@ -39,7 +39,7 @@ cleanup() {
     trap '' INT TERM
     if [ $passed = no ]; then
         for name in a b c; do
-            for file in log vm jobs.commits state.commits; do
+            for file in log late vm jobs.commits state.commits; do
                 [ -s "$dir/$name/$file" ] || continue
                 printf '\n== the end of %s of %s\n' "$file" "$name"
                 tail -n 25 "$dir/$name/$file"
@@ -151,7 +151,7 @@ commit_took() {
 }
 
 no_failed_commit() {
-    ! grep -hv '^begun\|^acked' "$dir"/a/*.commits >&2 || stop "a commit failed before any machine was lost"
+    ! grep -h '^failed' "$dir"/a/*.commits >&2 || stop "a commit failed before any machine was lost"
 }
 
 # packets MACHINE sent|received
@@ -251,7 +251,7 @@ received=$(packets "$other" received)
 for name in jobs state; do
     answer=$(must "$other" recover $name "${bytes[$name]}")
     version=${answer%% *}
-    say "$name is had on $other, every byte of version $version ($(since "$killed" "$(now)") after the loss${answer#"$version"})"
+    say "$name is had on $other, every byte of version $version ($(since "$killed" "$(now)") after the loss)${answer#"$version"}"
     [ "$version" -ge "${acked[$name]}" ] ||
         stop "version ${acked[$name]} of $name was acknowledged and is lost; found $version"
     [ "$version" -le "${begun_version[$name]}" ] || stop "nobody wrote version $version of $name"
@@ -287,5 +287,8 @@ done
 must "$other" ringkeep verify >/dev/null
 must "$holder" ringkeep verify >/dev/null
 say "the services went on at $other ($(since "$killed" "$(now)") after the loss); b and c agree on every byte"
+for name in a b c; do
+    [ ! -s "$dir/$name/late" ] || say "machine $name: $(tail -n 1 "$dir/$name/late")"
+done
 passed=yes
 say "passed"
