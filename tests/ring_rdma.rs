@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use common::{Ring, get, in_sync, members, owned, servers::Server};
 use ringkeep::{Durability, Options, demo::ring, transport::Kind, transport::verbs::discovery};
@@ -122,6 +122,40 @@ fn a_ring_may_mix_its_transports() {
     });
 }
 
+/// A limit of locked memory that is too low for a region: under `auto` its mirror travels over TCP,
+/// at either end of the link, and the log says why.
+#[test]
+fn memory_that_the_device_may_not_have_travels_over_tcp() {
+    with_device(|| {
+        for limited in [0, 1] {
+            let server = |at: usize, name: &str, join: &[&str]| {
+                let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", "auto"];
+                let mut server = Server::new(name, &[&flags[..], join].concat());
+                if at == limited {
+                    // Root is exempt from the limit, as long as it has this capability.
+                    let words = "prlimit --memlock=65536:65536 -- \
+                                 setpriv --bounding-set -ipc_lock --inh-caps=-ipc_lock --";
+                    server.inside = words.split_whitespace().map(str::to_owned).collect();
+                }
+                server.start();
+                server
+            };
+            let a = server(0, "a", &[]);
+            let b = server(1, "b", &["--join", &a.address()]);
+            for node in [&a, &b] {
+                node.wait("the ring", |status| members(status, 2));
+            }
+            let mut checkpoint = a.client().open("state", Options::capacity(1 << 20)).unwrap();
+            checkpoint.save(&[7; 1 << 20], Durability::Mirrored).unwrap();
+            let status = a.wait("the mirror", |status| in_sync(status, "state"));
+            let mirror = owned(&status, "state").unwrap().mirror.as_ref().unwrap();
+            assert_eq!(mirror.transport, Kind::Tcp, "the limited one is {limited}");
+            let told = [&a, &b][limited].log();
+            assert!(told.contains("limit of locked memory"), "{told}");
+        }
+    });
+}
+
 /// Who asks for RDMA gets nothing else: no second copy rather than one over TCP.
 #[test]
 fn rdma_refuses_to_fall_back() {
@@ -137,10 +171,12 @@ fn rdma_refuses_to_fall_back() {
         for node in [&a, &b] {
             node.wait("the ring", |status| members(status, 2));
         }
-        let mut checkpoint = a.client().open("state", Options::capacity(64)).unwrap();
-        checkpoint.save(b"state", Durability::Local).unwrap();
-        a.wait("the refusal in the log", |_| a.log().contains("WARN"));
+        let options = Options::capacity(64).timeout(Duration::from_secs(2));
+        let mut checkpoint = a.client().open("state", options).unwrap();
+        let refused = checkpoint.save(b"state", Durability::Mirrored);
+        assert!(refused.is_err(), "a second copy, over what is forbidden");
         assert!(!in_sync(&a.status().unwrap(), "state"));
+        a.wait("the refusal in the log", |_| a.log().contains("WARN"));
         assert!(a.log().contains("rdma") && a.log().contains("node b"), "{}", a.log());
     });
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     membership::{Member, NodeId},
     protocol::{Failure, FailureKind},
-    transport::{ConnId, ConnectError, Kind},
+    transport::{Access, ConnId, ConnectError, Kind, MemoryError, MemoryId, RemoteKey, Terms},
 };
 
 impl Node {
@@ -118,11 +118,46 @@ impl Node {
         if !usable.contains(&kind) {
             return Ok(Reply::NoLink(NoLink::NoTransport { usable }));
         }
+        if !self.negotiation.borrow().to_try(&from, now()).contains(&kind) {
+            let why = format!("{kind} between these two was of no use a moment ago");
+            return Ok(Reply::NoLink(NoLink::Failed { why }));
+        }
         let accept = |reply| Command::Accept { peer: from, kind, offer, reply };
         Ok(match self.data_plane.ask(accept).await? {
             Ok(answer) => Reply::Link { answer },
             Err(error) => Reply::NoLink(NoLink::Failed { why: error.to_string() }),
         })
+    }
+
+    /// Lets a peer reach memory over the connection that it opened. Should this node's device not
+    /// take the memory, that connection is of no use, and the next one goes over another transport.
+    pub(super) async fn grant(
+        &self,
+        to: &NodeId,
+        memory: MemoryId,
+        access: Access,
+        terms: Terms,
+    ) -> Result<RemoteKey, Failure> {
+        let peer = to.clone();
+        let grant = |reply| Command::Grant { peer, memory, access, terms, reply };
+        self.data_plane.ask(grant).await?.map_err(|error| {
+            let why = format!("granting access: {error}");
+            if matches!(error, MemoryError::System(_)) {
+                let kind = self.negotiation.borrow().best();
+                self.link_trouble(to, kind, &Trouble::Failed { why: why.clone() });
+            }
+            Failure::new(FailureKind::Unavailable, why)
+        })
+    }
+
+    /// The connection towards this peer was closed, because its transport could not be used.
+    pub(super) fn link_unfit(&self, peer: &NodeId, conn: ConnId, kind: Kind, why: String) {
+        let mut links = self.links.borrow_mut();
+        if matches!(links.get(peer), Some(Link::Up(up)) if *up == conn) {
+            links.remove(peer);
+        }
+        drop(links);
+        self.link_trouble(peer, kind, &Trouble::Failed { why });
     }
 
     /// The connection towards this peer must not be used any more.

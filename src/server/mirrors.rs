@@ -42,6 +42,9 @@ impl Node {
             Notice::LinkDown { peer, conn, kind, proven } => {
                 self.link_down(&peer, conn, kind, proven);
             }
+            Notice::LinkUnfit { peer, conn, kind, why } => {
+                self.link_unfit(&peer, conn, kind, why);
+            }
             Notice::Fenced { name, holder } => {
                 tracing::warn!(checkpoint = %name, %holder, "the holder refused a commit: fenced");
             }
@@ -261,21 +264,23 @@ impl Node {
             None => {
                 let (mapping, purpose) = (region.mapping().clone(), Purpose::Grant);
                 let register = |reply| Command::Register { mapping, purpose, reply };
-                self.data_plane.ask(register).await?.map_err(|e| internal(&e))?
+                let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
+                // Before anything can fail: it is let go with the mirror.
+                match self.mirrors.borrow_mut().get_mut(id) {
+                    Some(mirror) => mirror.memory = Some(memory),
+                    None => return Err(gone()),
+                }
+                memory
             }
         };
-        let (peer, access) = (id.1.clone(), Access::Write);
         let terms = Terms { epoch, view_min: view };
-        let grant = |reply| Command::Grant { peer, memory, access, terms, reply };
-        let key = self.data_plane.ask(grant).await?.map_err(|e| {
-            Failure::new(FailureKind::Unavailable, format!("granting the mirror: {e}"))
-        })?;
+        let key = self.grant(&id.1, memory, Access::Write, terms).await?;
         let fenced = {
             let mut mirrors = self.mirrors.borrow_mut();
             let in_ring = self.view().is_some_and(|view| view.contains(&id.1));
             match mirrors.get_mut(id) {
                 Some(mirror) if !mirror.fenced && in_ring => {
-                    (mirror.memory, mirror.key) = (Some(memory), Some(key));
+                    mirror.key = Some(key);
                     false
                 }
                 _ => true,

@@ -204,13 +204,11 @@ impl Node {
         let register = |reply| Command::Register { mapping, purpose, reply };
         let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
         let terms = Terms { epoch: meta.epoch, view_min: 0 };
-        let access = Access::Read;
-        let grant = |reply| Command::Grant { peer: to, memory, access, terms, reply };
-        let key = match self.data_plane.ask(grant).await? {
+        let key = match self.grant(&to, memory, Access::Read, terms).await {
             Ok(key) => key,
-            Err(error) => {
+            Err(failure) => {
                 self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
-                return Err(Failure::new(FailureKind::Unavailable, error.to_string()));
+                return Err(failure);
             }
         };
         let granted = Granted { memory, name: meta.name.clone(), pinned };

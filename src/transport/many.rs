@@ -85,31 +85,32 @@ impl Many {
         self.memories[self.slot(memory)?].ids[transport]
     }
 
-    /// Makes memory known to every transport, or to none.
+    /// Makes memory known to every transport that takes it. One that does not (a limit of locked
+    /// memory, a device that is gone) leaves the work to the others: what is posted there answers
+    /// [`PostError::UnknownMemory`].
     ///
     /// # Errors
-    /// The first transport's that could not.
+    /// The first transport's, when none takes it.
     pub fn register(
         &mut self,
         mapping: Arc<Mapping>,
         purpose: Purpose,
     ) -> Result<MemoryId, MemoryError> {
         let mut ids = [None; TRANSPORTS_MAX];
-        for at in 0..self.transports.len() {
-            match self.transports[at].register(mapping.clone(), purpose) {
-                Ok(id) => ids[at] = Some(id),
+        let mut refused = None;
+        for (transport, id) in self.transports.iter_mut().zip(&mut ids) {
+            match transport.register(mapping.clone(), purpose) {
+                Ok(registered) => *id = Some(registered),
                 Err(error) => {
-                    for (transport, id) in self.transports.iter_mut().zip(ids) {
-                        // Nobody has seen the number: nothing is posted from it, nothing granted.
-                        if let Some(id) = id
-                            && let Err(error) = transport.deregister(id)
-                        {
-                            tracing::error!(%error, "letting half registered memory go");
-                        }
-                    }
-                    return Err(error);
+                    tracing::warn!(transport = %transport.kind(), %error, "no use for this memory");
+                    refused.get_or_insert(error);
                 }
             }
+        }
+        if ids.iter().all(Option::is_none)
+            && let Some(error) = refused
+        {
+            return Err(error);
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.memories.push(Slot::default());

@@ -158,17 +158,21 @@ impl Engine {
             }
         }
         self.active.clear();
+        let mut unarmed = None;
         match self.transport.arm() {
             Ok(true) => {}
             Ok(false) => return true,
-            Err(error) => tracing::error!(%error, "arming the transport"),
+            Err(error) => {
+                tracing::error!(%error, "arming the transport");
+                unarmed = Some(Duration::from_millis(10)); // nothing may ring
+            }
         }
         self.channels.flush();
         let next = self.timed.iter().map(|&(at, _)| at).min();
         let wait = next.map(|at| Duration::from_nanos(at.saturating_sub(self.now_ns())));
         // Notices that found no room are tried again soon.
         let retry = (!self.channels.backlog.is_empty()).then_some(Duration::from_millis(10));
-        self.look_at_doorbells(wait.into_iter().chain(retry).min());
+        self.look_at_doorbells(wait.into_iter().chain(retry).chain(unarmed).min());
         true
     }
 
@@ -391,10 +395,30 @@ impl Engine {
         if !matches!(error, PostError::NotConnected) {
             tracing::error!(%error, %holder, "posting to the mirror");
         }
+        if matches!(error, PostError::UnknownMemory) {
+            self.link_unfit(holder, &error);
+        }
         if let Some(owned) = self.owned[index].as_mut() {
             owned.mirror.lost(holder);
         }
         true
+    }
+
+    /// The transport of this connection did not take the memory that is to be sent: another one may.
+    fn link_unfit(&mut self, peer: &NodeId, why: &PostError) {
+        let Some(conn) = self.links.up(peer) else { return };
+        let kind = self.transport.kind_of(conn);
+        self.transport.close(conn);
+        self.links.closed(conn);
+        let (peer, why) = (peer.clone(), why.to_string());
+        if let Some(kind) = kind {
+            self.channels.tell(Notice::LinkUnfit { peer: peer.clone(), conn, kind, why });
+        }
+        for owned in self.owned.iter_mut().flatten() {
+            if owned.keys.remove(&peer).is_some() {
+                owned.mirror.lost(&peer);
+            }
+        }
     }
 
     // The transport.

@@ -179,6 +179,8 @@ pub enum Notice {
     /// The connection that this node opened towards this peer ended. `proven`: a request on it was
     /// done well before, so this transport does reach the peer.
     LinkDown { peer: NodeId, conn: ConnId, kind: Kind, proven: bool },
+    /// The connection that this node opened towards this peer is of no use for what must be sent.
+    LinkUnfit { peer: NodeId, conn: ConnId, kind: Kind, why: String },
     /// The holder refused a commit: this node is fenced for this checkpoint.
     Fenced { name: Name, holder: NodeId },
     /// The client wrote nonsense into its hand-over memory and was let go.

@@ -1,6 +1,7 @@
 //! The device that a server uses: its listener, and what it can do.
 
 use std::{
+    ffi::CStr,
     io, mem,
     net::{IpAddr, SocketAddr},
     os::fd::BorrowedFd,
@@ -10,7 +11,7 @@ use std::{
 
 use rdma_sys::{
     ___ibv_query_port, ibv_ack_async_event, ibv_async_event, ibv_context, ibv_device_attr,
-    ibv_get_async_event, ibv_port_attr, ibv_query_device,
+    ibv_get_async_event, ibv_get_device_name, ibv_port_attr, ibv_query_device,
 };
 
 use super::{
@@ -69,9 +70,14 @@ impl Device {
     ) -> Result<Arc<Self>, OpenError> {
         let (name, ip) = discovery::choose(&discovery::devices(), wanted, listen)?;
         let system = |source| OpenError::System { name: name.clone(), source };
-        let listener = CmId::new(channel, LISTENER).map_err(explain_no_cm).map_err(system)?;
+        let listener = CmId::new(channel, LISTENER).map_err(system)?;
         let address = listener.listen(ip).map_err(system)?;
         let context = listener.context().ok_or(io::ErrorKind::NotFound.into()).map_err(system)?;
+        let found = name_of(context);
+        if found != name {
+            let problem = format!("its address {ip} leads to {found}; give each its own");
+            return Err(OpenError::Unusable { name, problem });
+        }
         let limits = limits(context, listener.device_port()).map_err(system)?;
         Ok(Arc::new(Self { listener, context, name, address, limits }))
     }
@@ -113,11 +119,14 @@ impl Device {
     }
 }
 
-fn explain_no_cm(error: io::Error) -> io::Error {
-    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported) {
-        return io::Error::new(error.kind(), "no connection manager: run `modprobe rdma_ucm`");
-    }
-    error
+fn name_of(context: NonNull<ibv_context>) -> String {
+    // SAFETY: the context is alive.
+    let device = unsafe { (*context.as_ptr()).device };
+    // SAFETY: the device of an open context.
+    let name = unsafe { ibv_get_device_name(device) };
+    // SAFETY: a string that lives as long as the device.
+    let name = unsafe { CStr::from_ptr(name) };
+    name.to_string_lossy().into_owned()
 }
 
 fn limits(context: NonNull<ibv_context>, port: u8) -> io::Result<Limits> {

@@ -75,7 +75,7 @@ impl EventChannel {
     pub(super) fn new() -> io::Result<Arc<Self>> {
         // SAFETY: takes nothing; null is an error.
         let raw = unsafe { rdma_create_event_channel() };
-        let channel = Self(NonNull::new(raw).ok_or_else(io::Error::last_os_error)?);
+        let channel = Self(NonNull::new(raw).ok_or_else(no_connection_manager)?);
         rustix::io::ioctl_fionbio(channel.fd(), true)?;
         Ok(Arc::new(channel))
     }
@@ -150,6 +150,12 @@ impl Drop for EventChannel {
     }
 }
 
+fn no_connection_manager() -> io::Error {
+    let error = io::Error::last_os_error();
+    let why = format!("no connection manager ({error}): run `modprobe rdma_ucm`");
+    io::Error::new(error.kind(), why)
+}
+
 /// What both sides of a connection are made with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CmParameters {
@@ -189,7 +195,7 @@ impl CmId {
     }
 
     /// From now on events of this identifier speak of this connection.
-    pub(super) fn set_conn(&self, conn: ConnId) {
+    pub(super) fn set_conn(&mut self, conn: ConnId) {
         // SAFETY: alive; librdmacm only hands the context back.
         unsafe { (*self.raw.as_ptr()).context = conn.0 as *mut c_void };
     }

@@ -14,15 +14,14 @@ use std::{collections::VecDeque, io};
 
 use super::{
     Counts, End,
-    completion_queue::{BATCH, Outcome},
+    completion_queue::BATCH,
     event_channel::{CmId, CmParameters},
     handshake::{Abilities, Token},
+    ledger::{Ledger, Request},
     memories::{Local, Memories},
     queue_pair::{Chain, Direction, Piece, QueuePair, RETRIES, Side},
 };
-use crate::transport::{
-    ConnId, Event, MemoryId, PostError, Segment, WORK_OUTSTANDING_MAX, Work, WorkError, WorkId,
-};
+use crate::transport::{ConnId, Event, PostError, Segment, WORK_OUTSTANDING_MAX, Work};
 
 /// How far the connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,15 +31,6 @@ enum Stage {
     Ready,
 }
 
-struct Request {
-    id: WorkId,
-    memory: MemoryId,
-    /// The number after its last piece's.
-    end: u64,
-    /// It names bytes outside of the remote memory: what is posted of it is meant to be refused.
-    outside: bool,
-}
-
 pub(super) struct Initiator {
     stage: Stage,
     /// Goes before the identifier.
@@ -48,12 +38,11 @@ pub(super) struct Initiator {
     id: CmId,
     token: Token,
     common: Abilities,
-    requests: VecDeque<Request>,
+    ledger: Ledger,
     pending: VecDeque<Piece>,
-    /// The numbers after the last piece that was cut, posted and completed.
+    /// The numbers after the last piece that was cut and posted.
     cut: u64,
     posted: u64,
-    done: u64,
     /// The number after the last piece that reads.
     reads_end: u64,
 }
@@ -66,11 +55,10 @@ impl Initiator {
             id,
             token,
             common,
-            requests: VecDeque::new(),
+            ledger: Ledger::default(),
             pending: VecDeque::new(),
             cut: 0,
             posted: 0,
-            done: 0,
             reads_end: 0,
         }
     }
@@ -81,7 +69,7 @@ impl Initiator {
 
     /// Anything that a completion may come for.
     pub(super) fn is_waiting(&self) -> bool {
-        self.posted > self.done
+        self.posted > self.ledger.done()
     }
 
     /// The next completion wakes the sleeper.
@@ -98,7 +86,7 @@ impl Initiator {
             qp_num: pair.number(),
             token: self.token,
             initiator_depth: self.common.reads,
-            responder_resources: self.common.reads,
+            responder_resources: 1, // nothing is read here, but none at all some devices refuse
             retries: RETRIES,
         })?;
         self.pair = Some(pair);
@@ -123,7 +111,7 @@ impl Initiator {
         local: Local,
         piece_bytes: u32,
     ) -> Result<(), PostError> {
-        if self.requests.len() == WORK_OUTSTANDING_MAX {
+        if self.ledger.len() == WORK_OUTSTANDING_MAX {
             return Err(PostError::QueueFull);
         }
         // Should a segment lie outside, the peer's device is to refuse it, in its turn and before
@@ -139,7 +127,7 @@ impl Initiator {
         if let Some(last) = self.pending.back_mut() {
             last.signalled = true;
         }
-        self.requests.push_back(Request {
+        self.ledger.push(Request {
             id: work.id,
             memory: work.memory,
             end: self.cut,
@@ -169,7 +157,7 @@ impl Initiator {
                 rkey: work.key.key as u32,
                 signalled: false,
                 // A read that is sent again would bring what a later write has placed.
-                fenced: direction == Direction::Write && self.reads_end > self.done,
+                fenced: direction == Direction::Write && self.reads_end > self.ledger.done(),
             });
             self.cut += 1;
             if direction == Direction::Read {
@@ -191,7 +179,7 @@ impl Initiator {
         };
         let mut moved = false;
         loop {
-            let room = u64::from(pieces_max) - (self.posted - self.done);
+            let room = u64::from(pieces_max) - (self.posted - self.ledger.done());
             let count = self.pending.len().min(Chain::MAX).min(room as usize);
             let Some(last) = count.checked_sub(1).and_then(|at| self.pending.get_mut(at)) else {
                 return Ok(moved);
@@ -211,7 +199,7 @@ impl Initiator {
         }
     }
 
-    /// Takes completions. Requests that are done, or the one that failed, are told.
+    /// Takes completions and tells the requests of which they decide.
     pub(super) fn complete(
         &mut self,
         conn: ConnId,
@@ -220,16 +208,9 @@ impl Initiator {
         counts: &mut Counts,
     ) -> Result<bool, End> {
         let mut moved = false;
-        let mut failed = None;
         if let Some(pair) = &self.pair {
             loop {
-                let taken = pair.completions().poll(|completion| match completion.outcome {
-                    Outcome::Done => self.done = completion.piece + 1,
-                    outcome => {
-                        // What was posted before a piece that failed was done.
-                        failed.get_or_insert((completion.piece, outcome));
-                    }
-                });
+                let taken = pair.completions().poll(|it| self.ledger.completed(it));
                 let taken = taken.map_err(End::System)?;
                 counts.completions += taken as u64;
                 moved |= taken > 0;
@@ -238,28 +219,14 @@ impl Initiator {
                 }
             }
         }
-        if let Some((piece, _)) = failed {
-            self.done = self.done.max(piece);
-        }
-        while self.requests.front().is_some_and(|request| request.end <= self.done)
-            && let Some(request) = self.requests.pop_front()
-        {
+        while let Some((request, result)) = self.ledger.next() {
             memories.done(request.memory);
-            events.push(Event::Completed { conn, work: request.id, result: Ok(()) });
-        }
-        let Some((_, outcome)) = failed else { return Ok(moved) };
-        if let Some(request) = self.requests.pop_front() {
-            memories.done(request.memory);
-            let result = Err(match outcome {
-                Outcome::Refused if request.outside => WorkError::RemoteBounds,
-                Outcome::Refused => WorkError::Fenced,
-                Outcome::Unanswered => WorkError::Unreachable,
-                Outcome::Done | Outcome::Flushed => WorkError::Flushed,
-                Outcome::Broken(_) => WorkError::Device,
-            });
             events.push(Event::Completed { conn, work: request.id, result });
         }
-        Err(End::Work(outcome))
+        match self.ledger.failed() {
+            Some(outcome) => Err(End::Work(outcome)),
+            None => Ok(moved),
+        }
     }
 
     /// The end: what was completed is told as it was, all else as flushed. The device has let go of
@@ -275,9 +242,9 @@ impl Initiator {
         let _ = self.complete(conn, memories, events, counts);
         self.id.disconnect();
         drop(self.pair);
-        for request in self.requests {
+        self.ledger.end();
+        while let Some((request, result)) = self.ledger.next() {
             memories.done(request.memory);
-            let result = Err(WorkError::Flushed);
             events.push(Event::Completed { conn, work: request.id, result });
         }
     }

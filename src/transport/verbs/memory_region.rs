@@ -1,10 +1,10 @@
 //! A memory region: a mapping that the device may reach, with the rights of one use.
 
-use std::{ffi::c_void, io, mem, ptr::NonNull, sync::Arc};
+use std::{ffi::c_void, io, ptr::NonNull, sync::Arc};
 
 use rdma_sys::{ibv_access_flags, ibv_dereg_mr, ibv_mr, ibv_reg_mr};
 
-use super::protection_domain::ProtectionDomain;
+use super::{checked, protection_domain::ProtectionDomain};
 use crate::{region::mapping::Mapping, transport::Access};
 
 /// What the device may do with a memory region.
@@ -36,7 +36,10 @@ impl Rights {
 /// Holds the mapping: it outlives whatever the device does with it.
 #[derive(Debug)]
 pub(super) struct MemoryRegion {
-    raw: NonNull<ibv_mr>,
+    /// Nothing once it was let go.
+    raw: Option<NonNull<ibv_mr>>,
+    lkey: u32,
+    rkey: u32,
     mapping: Arc<Mapping>,
     _domain: Arc<ProtectionDomain>,
 }
@@ -59,19 +62,21 @@ impl MemoryRegion {
         // SAFETY: the range is mapped, and stays so as long as the mapping is held here.
         let raw = unsafe { ibv_reg_mr(domain.as_ptr(), start, len, rights.flags()) };
         let raw = NonNull::new(raw).ok_or_else(|| refused(io::Error::last_os_error(), len))?;
-        Ok(Self { raw, mapping: mapping.clone(), _domain: domain.clone() })
+        // SAFETY: just registered.
+        let keys = unsafe { raw.as_ref() };
+        let (lkey, rkey) = (keys.lkey, keys.rkey);
+        let (mapping, domain) = (mapping.clone(), domain.clone());
+        Ok(Self { raw: Some(raw), lkey, rkey, mapping, _domain: domain })
     }
 
     /// The key for this side's requests.
     pub(super) fn lkey(&self) -> u32 {
-        // SAFETY: alive, and never changed after registering.
-        unsafe { (*self.raw.as_ptr()).lkey }
+        self.lkey
     }
 
     /// The key for the peer's requests.
     pub(super) fn rkey(&self) -> u32 {
-        // SAFETY: alive, and never changed after registering.
-        unsafe { (*self.raw.as_ptr()).rkey }
+        self.rkey
     }
 
     /// Where the device finds the mapping's first byte.
@@ -85,27 +90,23 @@ impl MemoryRegion {
 
     /// When this succeeds, the device reaches the memory through this region no more. A region that
     /// the device does not let go comes back.
-    pub(super) fn deregister(self) -> Result<(), (Self, io::Error)> {
-        // SAFETY: registered once, and let go once: a success forgets it. Posted work that uses it
-        // ends with an error.
-        match unsafe { ibv_dereg_mr(self.raw.as_ptr()) } {
-            0 => {
-                let (mapping, domain) = (self.mapping.clone(), self._domain.clone());
-                mem::forget(self);
-                drop((mapping, domain));
-                Ok(())
-            }
-            errno => Err((self, io::Error::from_raw_os_error(errno))),
-        }
+    pub(super) fn deregister(mut self) -> Result<(), (Self, io::Error)> {
+        self.let_go().map_err(|error| (self, error))
+    }
+
+    fn let_go(&mut self) -> io::Result<()> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        // SAFETY: registered, and not let go before: that takes it out. Posted work that uses it ends
+        // with an error.
+        checked(unsafe { ibv_dereg_mr(raw.as_ptr()) })?;
+        self.raw = None;
+        Ok(())
     }
 }
 
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
-        // SAFETY: registered once and not let go before: `deregister` forgets what it let go.
-        let status = unsafe { ibv_dereg_mr(self.raw.as_ptr()) };
-        if status != 0 {
-            let error = io::Error::from_raw_os_error(status);
+        if let Err(error) = self.let_go() {
             tracing::error!(%error, "letting a memory region go");
         }
     }

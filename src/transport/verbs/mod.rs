@@ -29,6 +29,7 @@ pub mod discovery;
 mod event_channel;
 mod handshake;
 mod initiator;
+mod ledger;
 mod memories;
 mod memory_region;
 pub mod probe;
@@ -66,10 +67,13 @@ use super::{
 };
 use crate::region::mapping::Mapping;
 
-/// From [`Transport::finish`] to a connection that is ready.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
-/// From [`Transport::accept`] until the peer's device connects.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+/// From [`Transport::finish`] to a connection that is ready. The connection manager sends a request
+/// that was lost again after four seconds.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// From [`Transport::accept`] until the peer's device asks for the connection.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(12);
+/// Most events of the connection manager in one `poll`: whoever reaches the listener can make them.
+const CONNECTION_EVENTS_MAX: usize = 32;
 /// A thread that does not sleep, and whose connections are made, looks once in so many rounds for
 /// what is not completions.
 const ROUNDS_PER_LOOK: u32 = 64;
@@ -235,7 +239,7 @@ impl VerbsTransport {
     // Connections.
 
     fn take_connection_events(&mut self, events: &mut Vec<Event>) {
-        loop {
+        for _ in 0..CONNECTION_EVENTS_MAX {
             match self.channel.next() {
                 Ok(Some(event)) => self.connection_event(event, events),
                 Ok(None) => return,
@@ -245,6 +249,7 @@ impl VerbsTransport {
                 }
             }
         }
+        self.look = true;
     }
 
     fn connection_event(&mut self, event: CmEvent, events: &mut Vec<Event>) {
@@ -253,12 +258,7 @@ impl VerbsTransport {
             CmEvent::AddressResolved(conn) => (conn, self.address_resolved(conn)),
             CmEvent::RouteResolved(conn) => (conn, self.route_resolved(conn)),
             CmEvent::Answered(conn) => (conn, self.answered(conn)),
-            CmEvent::Established(conn) => {
-                if let Some(connection) = self.connections.get_mut(&conn) {
-                    connection.deadline = None;
-                }
-                (conn, Ok(()))
-            }
+            CmEvent::Established(conn) => (conn, Ok(())),
             CmEvent::Failed(conn, failure) => (conn, Err(failure.into())),
             CmEvent::Disconnected(conn) => (conn, Err(End::Disconnected)),
             CmEvent::DeviceRemoved(device::LISTENER) => {
@@ -301,16 +301,21 @@ impl VerbsTransport {
     fn answered(&mut self, conn: ConnId) -> Result<(), End> {
         let Some(initiator) = self.initiator(conn) else { return Ok(()) };
         initiator.answered().map_err(End::System)?;
-        if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.deadline = None;
-        }
+        self.in_time(conn);
         self.pump(conn).map(drop)
     }
 
-    fn requested(&mut self, id: CmId, token: Option<Token>, events: &mut Vec<Event>) {
+    fn in_time(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.deadline = None;
+        }
+        self.set_timer();
+    }
+
+    fn requested(&mut self, mut id: CmId, token: Option<Token>, events: &mut Vec<Event>) {
         // Taken out: a token is good once.
         let Some(conn) = token.and_then(|token| self.tokens.remove(&token)) else {
-            tracing::warn!("refused an RDMA connection without a token that somebody waits for");
+            tracing::debug!("refused an RDMA connection without a token that somebody waits for");
             return id.reject();
         };
         id.set_conn(conn);
@@ -319,8 +324,10 @@ impl VerbsTransport {
         else {
             return id.reject();
         };
-        if let Err(error) = responder.connect(id, &self.idle) {
-            self.end(conn, &End::System(error), events);
+        match responder.connect(id, &self.idle) {
+            // From here on the connection manager tells when the peer does not go on.
+            Ok(()) => self.in_time(conn),
+            Err(error) => self.end(conn, &End::System(error), events),
         }
     }
 
@@ -572,16 +579,17 @@ impl Transport for VerbsTransport {
 
     fn arm(&mut self) -> io::Result<bool> {
         self.look = true;
+        let mut armed = Ok(());
         for connection in self.connections.values() {
             if let Role::Initiator(initiator) = &connection.role {
-                initiator.arm()?;
+                armed = armed.and(initiator.arm());
             }
         }
         // What completed before it was armed does not wake anybody.
         let mut untold = mem::take(&mut self.untold);
         let moved = self.complete(&mut untold);
         self.untold = untold;
-        Ok(!moved && self.untold.is_empty())
+        armed.map(|()| !moved && self.untold.is_empty())
     }
 }
 

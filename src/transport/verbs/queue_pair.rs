@@ -124,10 +124,10 @@ impl QueuePair {
         })?;
         self.to_state(id, state::IBV_QPS_RTR, |attributes| {
             attributes.path_mtu = attributes.path_mtu.min(common.mtu.into());
-            attributes.max_dest_rd_atomic = common.reads;
+            attributes.max_dest_rd_atomic = if side == Side::Responder { common.reads } else { 1 };
         })?;
         self.to_state(id, state::IBV_QPS_RTS, |attributes| {
-            attributes.max_rd_atomic = common.reads;
+            attributes.max_rd_atomic = if side == Side::Initiator { common.reads } else { 1 };
             attributes.timeout = ACK_TIMEOUT;
             attributes.retry_cnt = RETRIES;
         })
@@ -192,12 +192,15 @@ impl Chain {
             self.places.push(ibv_sge { addr: piece.local, length: piece.len, lkey: piece.lkey });
             self.requests.push(request(number, &piece, pair.inline_max));
         }
-        // Linked once all are there: the vectors do not move any more.
-        let places = self.places.as_mut_ptr();
-        let requests = self.requests.as_mut_ptr();
-        for (at, request) in self.requests.iter_mut().enumerate() {
+        // Linked once all are there, since the vectors do not move any more, and through the very
+        // pointers that the device's driver follows.
+        let count = self.requests.len();
+        let (places, requests) = (self.places.as_mut_ptr(), self.requests.as_mut_ptr());
+        for at in 0..count {
+            // SAFETY: `at` is below the length, and no reference to an element is alive.
+            let request = unsafe { &mut *requests.wrapping_add(at) };
             request.sg_list = places.wrapping_add(at);
-            if at + 1 < self.places.len() {
+            if at + 1 < count {
                 request.next = requests.wrapping_add(at + 1);
             }
         }
@@ -210,7 +213,7 @@ impl Chain {
             errno => {
                 let bytes = (refused as usize).saturating_sub(requests as usize);
                 let taken = bytes / size_of::<ibv_send_wr>();
-                Err((taken.min(self.requests.len()), io::Error::from_raw_os_error(errno)))
+                Err((taken.min(count), io::Error::from_raw_os_error(errno)))
             }
         }
     }

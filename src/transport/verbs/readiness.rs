@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -35,6 +35,9 @@ pub(super) struct Fired {
 pub(super) struct Readiness {
     epoll: OwnedFd,
     timer: OwnedFd,
+    connections: RawFd,
+    completions: RawFd,
+    device: RawFd,
 }
 
 impl Readiness {
@@ -57,11 +60,27 @@ impl Readiness {
         for (fd, number) in watched {
             epoll::add(&epoll, fd, EventData::new_u64(number), EventFlags::IN)?;
         }
-        Ok(Self { epoll, timer })
+        let (connections, completions) = (connections.as_raw_fd(), completions.as_raw_fd());
+        Ok(Self { epoll, timer, connections, completions, device: device.as_raw_fd() })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
+    }
+
+    /// The descriptors of a device that was removed say so for ever: nobody would sleep again.
+    fn forget(&self, number: u64) {
+        let fd = match number {
+            CONNECTIONS => self.connections,
+            COMPLETIONS => self.completions,
+            DEVICE => self.device,
+            _ => return,
+        };
+        // SAFETY: open as long as its owner, which outlives this in the transport.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        if let Err(error) = epoll::delete(&self.epoll, fd) {
+            tracing::error!(%error, "forgetting a descriptor of the RDMA device");
+        }
     }
 
     /// One system call.
@@ -72,6 +91,10 @@ impl Readiness {
         match epoll::wait(&self.epoll, &mut buffer, Some(&now)) {
             Ok((events, _)) => {
                 for event in events {
+                    let flags = event.flags; // of a packed structure
+                    if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
+                        self.forget(event.data.u64());
+                    }
                     match event.data.u64() {
                         CONNECTIONS => fired.connections = true,
                         COMPLETIONS => fired.completions = true,

@@ -37,7 +37,7 @@ impl Responder {
         id.accept(&CmParameters {
             qp_num: pair.number(),
             token: self.token,
-            initiator_depth: self.common.reads,
+            initiator_depth: 1, // nothing is read from here
             responder_resources: self.common.reads,
             retries: RETRIES,
         })?;

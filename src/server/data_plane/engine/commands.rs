@@ -13,7 +13,9 @@ use crate::{
         owned::{MirrorWork, Owned},
         sleep::drain,
     },
-    transport::{MemoryError, MemoryId, Purpose, RemoteKey, Segment, Stamp, Work, WorkId},
+    transport::{
+        MemoryError, MemoryId, PostError, Purpose, RemoteKey, Segment, Stamp, Work, WorkId,
+    },
 };
 
 /// Reads are numbered above all mirrors' work.
@@ -69,7 +71,7 @@ impl Engine {
             Command::Grant { peer, memory, access, terms, reply } => {
                 let granted = match self.links.incoming(&peer) {
                     Some(conn) => self.transport.grant(conn, memory, access, terms),
-                    None => Err(MemoryError::Unknown),
+                    None => Err(MemoryError::NoConnection),
                 };
                 let _ = reply.send(granted);
             }
@@ -261,6 +263,9 @@ impl Engine {
             }
             Err(error) => {
                 tracing::warn!(%error, %peer, "posting a read");
+                if matches!(error, PostError::UnknownMemory) {
+                    self.link_unfit(&peer, &error);
+                }
                 let _ = reply.send(Err(ReadError::NotConnected));
             }
         }
