@@ -176,6 +176,7 @@ cp soft-roce/machine-node.sh "$dir"
 soft-roce/vm.sh --prepare 2>"$dir/prepared" || stop "$(cat "$dir/prepared")"
 
 say "three machines are started"
+# a has nothing to join, so it founds the ring; three that all had somebody to join would all wait.
 ring=10.9.0.1:7000,10.9.0.2:7000,10.9.0.3:7000
 start c 3 --link "listen:$dir/a.cable" --link "listen:$dir/b.cable" -- "$ring"
 start a 1 --link "connect:$dir/a.cable" --
