@@ -81,7 +81,7 @@ huge_pages() { awk '/^HugePages_/ { n[$1] = $2 } END { print n["HugePages_Total:
 # -------------------------------------------------------------------------------------------------
 
 ringkeep serve --listen "$listen" ${join:+--join "$join"} --transport rdma \
-    --cluster-key /run/node/key >>"$here/log" 2>&1 </dev/null &
+    --detection patient --cluster-key /run/node/key >>"$here/log" 2>&1 </dev/null &
 server=$!
 touch "$here/up"
 

@@ -5,7 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::values::{DurabilityChoice, LogFormat, Poll, Size, TransportChoice, parse_duration};
+use super::values::{
+    Detection, DurabilityChoice, LogFormat, Poll, Size, TransportChoice, parse_duration,
+};
 use crate::name::Name;
 
 const TOP_HELP: &str = "\
@@ -123,7 +125,7 @@ pub struct ServeArgs {
     /// How bytes travel to other nodes [default: auto]
     #[arg(long, env = "RINGKEEP_TRANSPORT", hide_env_values = true, value_enum)]
     pub transport: Option<TransportChoice>,
-    /// The RDMA device to use, as in rxe0 [default: the first active one]
+    /// The RDMA device to use, as in rxe0 [default: the one that has the address of --listen, or the first that works]
     #[arg(long, env = "RINGKEEP_DEVICE", hide_env_values = true, value_name = "NAME")]
     pub device: Option<Name>,
     /// The ring's secret; without it only loopback addresses are allowed
@@ -132,6 +134,9 @@ pub struct ServeArgs {
     /// How the data plane waits [default: adaptive]
     #[arg(long, env = "RINGKEEP_POLL", hide_env_values = true, value_enum)]
     pub poll: Option<Poll>,
+    /// How long a neighbour may be silent before the ring goes on without it [default: normal]
+    #[arg(long, env = "RINGKEEP_DETECTION", hide_env_values = true, value_enum)]
+    pub detection: Option<Detection>,
     /// Pin the data plane to this core
     #[arg(long, env = "RINGKEEP_CPU", hide_env_values = true, value_name = "N")]
     pub cpu: Option<usize>,

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{
     args::ServeArgs,
-    values::{Poll, Size, TransportChoice},
+    values::{Detection, Poll, Size, TransportChoice},
 };
 use crate::{
     name::{NAME_LEN_MAX, Name},
@@ -51,6 +51,8 @@ pub struct ServeConfig {
     pub cluster_key: Option<PathBuf>,
     /// How the data plane waits.
     pub poll: Poll,
+    /// When a silent neighbour counts as lost.
+    pub detection: Detection,
     /// The data plane's core.
     pub cpu: Option<usize>,
     /// Where to serve metrics.
@@ -84,6 +86,7 @@ pub struct FileConfig {
     device: Option<Name>,
     cluster_key: Option<PathBuf>,
     poll: Option<Poll>,
+    detection: Option<Detection>,
     cpu: Option<usize>,
     metrics: Option<SocketAddr>,
 }
@@ -225,6 +228,7 @@ pub fn resolve(
         device: flags.device.or(file.device),
         cluster_key: flags.cluster_key.or(file.cluster_key),
         poll: flags.poll.or(file.poll).unwrap_or(Poll::Adaptive),
+        detection: flags.detection.or(file.detection).unwrap_or(Detection::Normal),
         cpu: flags.cpu.or(file.cpu),
         metrics: flags.metrics.or(file.metrics),
         name,

@@ -7,12 +7,12 @@ use super::{
     config::{self, FileConfig, FileError, Machine, ServeConfig},
     exit::{Exit, Failure, Outcome},
     uid,
-    values::Poll,
+    values::{Detection, Poll},
 };
 use crate::{
     cluster_key::{ClusterKey, ReadKeyError},
     doctor::facts,
-    paths,
+    membership, paths,
     server::{self, data_plane::Waiting},
 };
 
@@ -41,7 +41,11 @@ fn serve(config: ServeConfig, key: Option<ClusterKey>) -> Outcome {
         dir: config.dir,
         memory_bytes: config.memory_bytes_max,
         waiting: Waiting { spin, cpu: config.cpu, ..Waiting::default() },
-        membership: Default::default(),
+        membership: match config.detection {
+            Detection::Fast => membership::Config::fast(),
+            Detection::Normal => membership::Config::default(),
+            Detection::Patient => membership::Config::patient(),
+        },
         metrics: config.metrics,
         key,
         transport: config.transport.into(),

@@ -94,6 +94,18 @@ pub enum Poll {
     Busy,
 }
 
+/// `--detection`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Detection {
+    /// 120 ms of silence: a quiet network, and nodes that are never short of processor time
+    Fast,
+    /// 600 ms
+    Normal,
+    /// 3 s: overloaded or emulated nodes
+    Patient,
+}
+
 /// `--durability`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DurabilityChoice {

@@ -55,6 +55,17 @@ impl Default for Config {
 }
 
 impl Config {
+    /// For machines that are overloaded or emulated: five times the default's waiting.
+    pub fn patient() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(500),
+            suspicion_after: Duration::from_secs(3),
+            propose_stagger: Duration::from_millis(250),
+            retry_after: Duration::from_secs(1),
+            slow_ballot_after: Duration::from_millis(1250),
+        }
+    }
+
     /// For a quiet network and machines that are not overloaded: a fifth of the default's waiting.
     pub fn fast() -> Self {
         Self {
