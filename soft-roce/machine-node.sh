@@ -33,18 +33,36 @@ payload() {
 # its acknowledgement that it was.
 begin() { commit_on "$@" >"$here/$1.commits" </dev/null 2>&1 & }
 commit_on() {
-    local name=$1 bytes=$2 version=1 printed status
+    local name=$1 bytes=$2 version=1 acked=0 printed status
     while :; do
         payload "$name" $version "$bytes" >"/run/node/$name.next"
         echo "begun $version $EPOCHREALTIME"
         status=0
         printed=$(ringkeep put --durability mirrored --timeout 30s "$name" "/run/node/$name.next") || status=$?
-        # Refused before anything was committed: a node is away, or was. As a service would, again.
-        [ $status -ne 1 ] || { echo "refused $version"; sleep 0.2; continue; }
-        [ $status -eq 0 ] || { echo "failed $version: status $status"; return; }
+        case $status in
+            0) ;;
+            # Refused before anything was committed: a node is away, or was. As a service would, again.
+            1) echo "refused $version"; sleep 0.2; continue ;;
+            # The ring removed this machine although it was alive. As a service would, on from the
+            # newest version: also then nothing that was acknowledged may be missing.
+            4)
+                echo "fenced $version"
+                [ $acked -gt 0 ] || { echo "failed $version: fenced before there was any"; return; }
+                printed=$(recover "$name" "$bytes") || { echo "failed $version: not recovered"; return; }
+                printed=${printed%%;*}
+                if [ "$printed" -lt $acked ] || [ "$printed" -gt $version ]; then
+                    echo "failed $version: $acked was acknowledged, $printed is there"
+                    return
+                fi
+                echo "reopened $printed"
+                version=$((printed + 1))
+                sleep 0.2
+                continue ;;
+            *) echo "failed $version: status $status"; return ;;
+        esac
         [ "$printed" = $version ] || { echo "failed $version: it was called $printed"; return; }
         echo "acked $version $EPOCHREALTIME"
-        version=$((version + 1))
+        acked=$version version=$((version + 1))
     done
 }
 

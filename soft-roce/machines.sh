@@ -145,6 +145,9 @@ commits() {
     awk -v what="$2" '$1 == what { last = $2 } END { print last + 0 }' "$file"
 }
 
+# count NAME WORD: how often a service said so.
+count() { awk -v what="$2" '$1 == what { n++ } END { print n + 0 }' "$dir/a/$1.commits"; }
+
 # commit_took NAME: seconds from the start of the last acknowledged command to its end.
 commit_took() {
     awk '$1 == "begun" { begun = $3 } $1 == "acked" { took = $3 - begun } END { printf "%.2f", took }' "$dir/a/$1.commits"
@@ -223,7 +226,7 @@ no_failed_commit
 # Anywhere in the time that a commit takes from its command's start to its end.
 took=$(commit_took state)
 end=$((SECONDS + 60))
-until [ "$(commits state begun)" -gt "$(commits state acked)" ]; do
+until [[ $(tail -n 1 "$dir/a/state.commits") = begun\ * ]]; do
     [ $SECONDS -lt $end ] || stop "no commit began any more"
     sleep 0.01
 done
@@ -243,6 +246,8 @@ done
 say "machine a is switched off (view $view_before, mirrors on $holder)"
 for name in jobs state; do
     say "  $name: version ${acked[$name]} acknowledged, ${begun_version[$name]} begun; a commit's command took $(commit_took $name) s"
+    [ "$(count $name refused) $(count $name fenced)" = "0 0" ] ||
+        say "  $name: before that: $(count $name refused) refused, $(count $name fenced) fenced since a live machine was removed, $(count $name reopened) times reopened"
 done
 
 # --- Recovery on the machine that has no copy ----------------------------------------------------
