@@ -251,7 +251,7 @@ declare -A bytes=([jobs]=$jobs_bytes [state]=$state_bytes)
 received=$(packets "$other" received)
 for name in jobs state; do
     answer=$(must "$other" recover $name "${bytes[$name]}")
-    version=${answer%% *}
+    version=${answer%%[!0-9]*}
     say "$name is had on $other, every byte of version $version ($(since "$killed" "$(now)") after the loss)${answer#"$version"}"
     [ "$version" -ge "${acked[$name]}" ] ||
         stop "version ${acked[$name]} of $name was acknowledged and is lost; found $version"
