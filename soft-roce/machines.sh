@@ -256,7 +256,7 @@ declare -A bytes=([jobs]=$jobs_bytes [state]=$state_bytes)
 received=$(packets "$other" received)
 for name in jobs state; do
     answer=$(must "$other" recover $name "${bytes[$name]}")
-    version=${answer%%;*}
+    version=${answer%%[!0-9]*}
     say "$name is had on $other, every byte of version $version ($(since "$killed" "$(now)") after the loss)${answer#"$version"}"
     [ "$version" -ge "${acked[$name]}" ] ||
         stop "version ${acked[$name]} of $name was acknowledged and is lost; found $version"
@@ -287,7 +287,7 @@ until_is 60 "protection of what $other owns now" "$other" \
 for name in jobs state; do
     for node in b c; do
         answer=$(must $node recover $name "${bytes[$name]}")
-        [ "${answer%%;*}" = $((recovered[$name] + 1)) ] || stop "$name on $node: $answer"
+        [ "${answer%%[!0-9]*}" = $((recovered[$name] + 1)) ] || stop "$name on $node: $answer"
     done
 done
 must "$other" ringkeep verify >/dev/null
