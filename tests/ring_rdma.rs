@@ -36,6 +36,18 @@ fn start(count: usize) -> Ring {
     Ring::start_over(Kind::Rdma, count)
 }
 
+/// Not started yet.
+fn server(name: &str, transport: &str, join: &[&str]) -> Server {
+    let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", transport];
+    Server::new(name, &[&flags[..], join].concat())
+}
+
+fn started(name: &str, transport: &str, join: &[&str]) -> Server {
+    let mut server = server(name, transport, join);
+    server.start();
+    server
+}
+
 /// Commits go into the mirror's memory, and the thread that could have a part in it sleeps.
 #[test]
 fn the_holder_sleeps_while_commits_arrive() {
@@ -96,15 +108,9 @@ fn a_lost_node_is_recovered_by_reading_the_mirror() {
 #[test]
 fn a_ring_may_mix_its_transports() {
     with_device(|| {
-        let server = |name: &str, transport: &str, join: &[&str]| {
-            let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", transport];
-            let mut server = Server::new(name, &[&flags[..], join].concat());
-            server.start();
-            server
-        };
-        let a = server("a", "auto", &[]);
-        let b = server("b", "tcp", &["--join", &a.address()]);
-        let c = server("c", "auto", &["--join", &a.address()]);
+        let a = started("a", "auto", &[]);
+        let b = started("b", "tcp", &["--join", &a.address()]);
+        let c = started("c", "auto", &["--join", &a.address()]);
         for node in [&a, &b, &c] {
             node.wait("the ring", |status| members(status, 3));
         }
@@ -128,9 +134,8 @@ fn a_ring_may_mix_its_transports() {
 fn memory_that_the_device_may_not_have_travels_over_tcp() {
     with_device(|| {
         for limited in [0, 1] {
-            let server = |at: usize, name: &str, join: &[&str]| {
-                let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", "auto"];
-                let mut server = Server::new(name, &[&flags[..], join].concat());
+            let limited_or_not = |at: usize, name: &str, join: &[&str]| {
+                let mut server = server(name, "auto", join);
                 if at == limited {
                     // Root is exempt from the limit, as long as it has this capability.
                     let words = "prlimit --memlock=65536:65536 -- \
@@ -140,8 +145,8 @@ fn memory_that_the_device_may_not_have_travels_over_tcp() {
                 server.start();
                 server
             };
-            let a = server(0, "a", &[]);
-            let b = server(1, "b", &["--join", &a.address()]);
+            let a = limited_or_not(0, "a", &[]);
+            let b = limited_or_not(1, "b", &["--join", &a.address()]);
             for node in [&a, &b] {
                 node.wait("the ring", |status| members(status, 2));
             }
@@ -160,14 +165,8 @@ fn memory_that_the_device_may_not_have_travels_over_tcp() {
 #[test]
 fn rdma_refuses_to_fall_back() {
     with_device(|| {
-        let server = |name: &str, transport: &str, join: &[&str]| {
-            let flags = ["--listen", "127.0.0.1:0", "--memory", "64m", "--transport", transport];
-            let mut server = Server::new(name, &[&flags[..], join].concat());
-            server.start();
-            server
-        };
-        let a = server("a", "rdma", &[]);
-        let b = server("b", "tcp", &["--join", &a.address()]);
+        let a = started("a", "rdma", &[]);
+        let b = started("b", "tcp", &["--join", &a.address()]);
         for node in [&a, &b] {
             node.wait("the ring", |status| members(status, 2));
         }

@@ -20,7 +20,8 @@ use std::{
 };
 
 use ibverbs::{GidEntry, ibv_qp_type, ibv_wc};
-use rustix::io::Errno;
+
+use crate::transport::verbs::{discovery::ROCE_V2, is_memlock};
 
 /// Until both ends of the send have completed.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_micros(100);
 /// The one port that the crate knows.
 const PORT: u32 = 1;
-/// The kind of GID that is an IP address, as `ibv_gid_type` numbers it.
-const ROCE_V2: u32 = 2;
 /// Until an acknowledgement is missed: 4 µs times two to the power of this, 67 ms.
 const ACK_TIMEOUT: u8 = 14;
 /// Sends again after a missed acknowledgement. All of them end before patience does.
@@ -80,8 +79,7 @@ impl LoopbackError {
     /// Whether the limit of locked memory is the reason.
     pub fn is_memlock(&self) -> bool {
         let Self::System { step: REGISTERING, source } = self else { return false };
-        // The second for a limit of zero.
-        matches!(Errno::from_io_error(source), Some(Errno::NOMEM | Errno::PERM))
+        is_memlock(source)
     }
 
     /// Whether this says nothing about the device.
@@ -195,6 +193,7 @@ fn plain_address(gids: &[GidEntry]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use ibverbs::Gid;
+    use rustix::io::Errno;
 
     use super::*;
 

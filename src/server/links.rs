@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use super::{
-    data_plane::Command,
+    data_plane::{Command, LinkEnd},
     membership::now,
     negotiation::Trouble,
     node::{CALL_TIMEOUT, Link, Node},
@@ -150,16 +150,6 @@ impl Node {
         })
     }
 
-    /// The connection towards this peer was closed, because its transport could not be used.
-    pub(super) fn link_unfit(&self, peer: &NodeId, conn: ConnId, kind: Kind, why: String) {
-        let mut links = self.links.borrow_mut();
-        if matches!(links.get(peer), Some(Link::Up(up)) if *up == conn) {
-            links.remove(peer);
-        }
-        drop(links);
-        self.link_trouble(peer, kind, &Trouble::Failed { why });
-    }
-
     /// The connection towards this peer must not be used any more.
     pub(super) fn forget_link(&self, peer: &NodeId) {
         let mut links = self.links.borrow_mut();
@@ -169,7 +159,7 @@ impl Node {
     }
 
     /// This connection ended; a newer one towards the same peer is not meant.
-    pub(super) fn link_down(&self, peer: &NodeId, conn: ConnId, kind: Kind, proven: bool) {
+    pub(super) fn link_down(&self, peer: &NodeId, conn: ConnId, kind: Kind, end: LinkEnd) {
         {
             let mut links = self.links.borrow_mut();
             match links.get_mut(peer) {
@@ -178,11 +168,14 @@ impl Node {
                 _ => {}
             }
         }
-        if proven {
-            self.negotiation.borrow_mut().worked(peer, kind);
-        } else if self.view().is_some_and(|view| view.contains(peer)) {
+        let trouble = match end {
+            LinkEnd::Proven => return self.negotiation.borrow_mut().worked(peer, kind),
             // Making a link ends before the connection is there: this is how it failed.
-            self.link_trouble(peer, kind, &Trouble::Unreachable);
+            LinkEnd::Unproven => Trouble::Unreachable,
+            LinkEnd::Unfit(why) => Trouble::Failed { why },
+        };
+        if self.view().is_some_and(|view| view.contains(peer)) {
+            self.link_trouble(peer, kind, &trouble);
         }
     }
 }

@@ -39,12 +39,7 @@ impl Node {
             Notice::Released { name, holder, confirmed } => {
                 tracing::debug!(checkpoint = %name, %holder, confirmed, "a mirror was let go");
             }
-            Notice::LinkDown { peer, conn, kind, proven } => {
-                self.link_down(&peer, conn, kind, proven);
-            }
-            Notice::LinkUnfit { peer, conn, kind, why } => {
-                self.link_unfit(&peer, conn, kind, why);
-            }
+            Notice::LinkDown { peer, conn, kind, end } => self.link_down(&peer, conn, kind, end),
             Notice::Fenced { name, holder } => {
                 tracing::warn!(checkpoint = %name, %holder, "the holder refused a commit: fenced");
             }

@@ -63,18 +63,13 @@ mod rdma {
     use super::Lack;
     use crate::transport::{
         Transport,
-        verbs::{OpenError, VerbsTransport, discovery},
+        verbs::{OpenError, VerbsTransport},
     };
 
     pub(super) const MEND: &str = "`ringkeep doctor` says what RDMA lacks on this machine";
 
     pub(super) fn open(device: Option<&str>, listen: IpAddr) -> Result<Box<dyn Transport>, Lack> {
-        // Looked for first: a kernel that knows no RDMA fails at something else, in other words.
-        let opened = match discovery::devices().is_empty() {
-            true => Err(OpenError::NoDevice),
-            false => VerbsTransport::open(device, listen),
-        };
-        match opened {
+        match VerbsTransport::open(device, listen) {
             Ok(transport) => {
                 let (device, address) = (transport.device(), transport.address());
                 tracing::info!(device, %address, "mirrors travel over RDMA where both ends have it");

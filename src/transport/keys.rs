@@ -41,6 +41,26 @@ pub(super) struct Asked<'a, Segments> {
     pub(super) segments: Segments,
 }
 
+/// Checks the local half of a request that is about to be posted.
+pub(super) fn check_segments(mapping: &Mapping, segments: &[Segment]) -> Result<(), PostError> {
+    if segments.is_empty() || segments.len() > SEGMENTS_MAX {
+        return Err(PostError::BadSegments);
+    }
+    let mut total = 0u64;
+    for segment in segments {
+        // A remote range that wraps around cannot be written down in a frame at all; one that is
+        // merely outside is the responder's to refuse.
+        if segment.len == 0
+            || mapping.check(segment.local, segment.len).is_err()
+            || segment.remote.checked_add(segment.len).is_none()
+        {
+            return Err(PostError::BadSegments);
+        }
+        total = total.checked_add(segment.len).ok_or(PostError::BadSegments)?;
+    }
+    Ok(())
+}
+
 /// The memories of one transport and the keys to them.
 #[derive(Default)]
 pub(super) struct Keys {
@@ -140,21 +160,7 @@ impl Keys {
     ) -> Result<Arc<Mapping>, PostError> {
         let memory = self.memories.get_mut(&id).filter(|memory| memory.purpose.posts());
         let memory = memory.ok_or(PostError::UnknownMemory)?;
-        if segments.is_empty() || segments.len() > SEGMENTS_MAX {
-            return Err(PostError::BadSegments);
-        }
-        let mut total = 0u64;
-        for segment in segments {
-            // A remote range that wraps around cannot be written down in a frame at all; one that
-            // is merely outside is the responder's to refuse.
-            if segment.len == 0
-                || memory.mapping.check(segment.local, segment.len).is_err()
-                || segment.remote.checked_add(segment.len).is_none()
-            {
-                return Err(PostError::BadSegments);
-            }
-            total = total.checked_add(segment.len).ok_or(PostError::BadSegments)?;
-        }
+        check_segments(&memory.mapping, segments)?;
         memory.posted += 1;
         Ok(memory.mapping.clone())
     }

@@ -33,6 +33,7 @@ pub mod fake;
 mod keys;
 pub mod many;
 pub mod tcp;
+mod timer;
 #[cfg(feature = "rdma")]
 pub mod verbs;
 

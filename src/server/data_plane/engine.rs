@@ -13,7 +13,7 @@ use std::{
 use crossbeam_utils::Backoff;
 
 use super::{
-    Channels, Notice, ReadError, Reply, Waiting,
+    Channels, LinkEnd, Notice, ReadError, Reply, Waiting,
     links::Links,
     owned::{MirrorWork, Owned},
     sleep::{Rung, Sleeper, drain},
@@ -397,6 +397,7 @@ impl Engine {
         }
         if matches!(error, PostError::UnknownMemory) {
             self.link_unfit(holder, &error);
+            return true;
         }
         if let Some(owned) = self.owned[index].as_mut() {
             owned.mirror.lost(holder);
@@ -405,20 +406,10 @@ impl Engine {
     }
 
     /// The transport of this connection did not take the memory that is to be sent: another one may.
-    fn link_unfit(&mut self, peer: &NodeId, why: &PostError) {
+    pub(super) fn link_unfit(&mut self, peer: &NodeId, why: &PostError) {
         let Some(conn) = self.links.up(peer) else { return };
-        let kind = self.transport.kind_of(conn);
         self.transport.close(conn);
-        self.links.closed(conn);
-        let (peer, why) = (peer.clone(), why.to_string());
-        if let Some(kind) = kind {
-            self.channels.tell(Notice::LinkUnfit { peer: peer.clone(), conn, kind, why });
-        }
-        for owned in self.owned.iter_mut().flatten() {
-            if owned.keys.remove(&peer).is_some() {
-                owned.mirror.lost(&peer);
-            }
-        }
+        self.link_ended(conn, Some(LinkEnd::Unfit(why.to_string())), self.now_ns());
     }
 
     // The transport.
@@ -435,7 +426,7 @@ impl Engine {
                     }
                     self.completed(work, result, now_ns);
                 }
-                Event::Closed { conn } => self.closed(conn, now_ns),
+                Event::Closed { conn } => self.link_ended(conn, None, now_ns),
             }
         }
         self.events = events;
@@ -487,11 +478,14 @@ impl Engine {
         self.drive(index, now_ns);
     }
 
-    fn closed(&mut self, conn: ConnId, now_ns: u64) {
+    /// Forgets a connection, and tells it when this node had opened it. `unfit` when it had to end
+    /// for what its transport cannot do.
+    fn link_ended(&mut self, conn: ConnId, unfit: Option<LinkEnd>, now_ns: u64) {
         let Some((peer, proven)) = self.links.closed(conn) else { return };
         let Some(kind) = self.transport.kind_of(conn) else { return };
         tracing::info!(%peer, %kind, "the data connection ended");
-        self.channels.tell(Notice::LinkDown { peer: peer.clone(), conn, kind, proven });
+        let end = unfit.unwrap_or(if proven { LinkEnd::Proven } else { LinkEnd::Unproven });
+        self.channels.tell(Notice::LinkDown { peer: peer.clone(), conn, kind, end });
         self.holder_lost(&peer, now_ns);
     }
 

@@ -166,6 +166,17 @@ pub enum ReadError {
     Work(#[from] crate::transport::WorkError),
 }
 
+/// How a connection ended that this node had opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkEnd {
+    /// It had been of use.
+    Proven,
+    /// No request on it was ever done well.
+    Unproven,
+    /// Its transport cannot do what is wanted, in words.
+    Unfit(String),
+}
+
 /// What the data plane tells the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are what the variants' texts speak of")]
@@ -176,11 +187,8 @@ pub enum Notice {
     Synced { name: Name, holder: NodeId, view: u64 },
     /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
     Released { name: Name, holder: NodeId, confirmed: bool },
-    /// The connection that this node opened towards this peer ended. `proven`: a request on it was
-    /// done well before, so this transport does reach the peer.
-    LinkDown { peer: NodeId, conn: ConnId, kind: Kind, proven: bool },
-    /// The connection that this node opened towards this peer is of no use for what must be sent.
-    LinkUnfit { peer: NodeId, conn: ConnId, kind: Kind, why: String },
+    /// The connection that this node opened towards this peer ended.
+    LinkDown { peer: NodeId, conn: ConnId, kind: Kind, end: LinkEnd },
     /// The holder refused a commit: this node is fenced for this checkpoint.
     Fenced { name: Name, holder: NodeId },
     /// The client wrote nonsense into its hand-over memory and was let go.

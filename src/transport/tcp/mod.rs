@@ -38,10 +38,7 @@ use std::{
 
 use rustix::{
     event::epoll::{self, CreateFlags, EventData, EventFlags},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-        timerfd_settime,
-    },
+    time::Timespec,
 };
 
 use self::{
@@ -55,7 +52,7 @@ use self::{
 pub use self::{handshake::DATA_MAGIC, lobby::Adopter, timeouts::Timeouts};
 use super::{
     Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, Purpose,
-    RemoteKey, Terms, Transport, Work, keys::Keys,
+    RemoteKey, Terms, Transport, Work, keys::Keys, timer::Timer,
 };
 use crate::region::mapping::Mapping;
 
@@ -88,7 +85,7 @@ struct Connection {
 /// See the module's text.
 pub struct TcpTransport {
     epoll: OwnedFd,
-    timer: OwnedFd,
+    timer: Timer,
     timeouts: Timeouts,
     keys: Keys,
     connections: BTreeMap<ConnId, Connection>,
@@ -121,10 +118,7 @@ impl TcpTransport {
     /// The system gave no epoll instance, timer or eventfd.
     pub fn new(timeouts: Timeouts) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-        )?;
+        let timer = Timer::new()?;
         let lobby = Lobby::new()?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
         epoll::add(&epoll, lobby.waker(), EventData::new_u64(WAKER), EventFlags::IN)?;
@@ -183,25 +177,12 @@ impl TcpTransport {
         let first = self.deadlines.peek().is_none_or(|Reverse((first, _))| at < *first);
         self.deadlines.push(Reverse((at, id)));
         if first {
-            self.set_timer(Some(at.saturating_duration_since(Instant::now())));
-        }
-    }
-
-    fn set_timer(&self, after: Option<Duration>) {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let it_value = after.map_or(zero, |after| Timespec {
-            tv_sec: after.as_secs().try_into().unwrap_or(i64::MAX),
-            // Zero would switch the timer off.
-            tv_nsec: i64::from(after.subsec_nanos().max(1)),
-        });
-        let spec = Itimerspec { it_interval: zero, it_value };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
-            tracing::error!(%error, "the data plane's timer cannot be set");
+            self.timer.set(Some(at.saturating_duration_since(Instant::now())));
         }
     }
 
     fn expire(&mut self, events: &mut Vec<Event>) {
-        let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+        self.timer.quiet();
         let now = Instant::now();
         while let Some(Reverse((at, id))) = self.deadlines.peek().copied()
             && at <= now
@@ -214,7 +195,7 @@ impl TcpTransport {
         }
         self.lobby.expire(now);
         let next = self.deadlines.peek().map(|Reverse((at, _))| at.saturating_duration_since(now));
-        self.set_timer(next);
+        self.timer.set(next);
     }
 
     fn watch(&self, socket: impl AsFd, number: u64) -> io::Result<()> {

@@ -49,6 +49,8 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Device {
     listener: CmId,
+    /// Where events of all its connections arrive.
+    pub(super) channel: Arc<EventChannel>,
     context: NonNull<ibv_context>,
     pub(super) name: String,
     /// Where connections are taken.
@@ -63,14 +65,12 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// Opens the device `wanted`, or the best one for a server that listens at `listen`.
-    pub(super) fn open(
-        channel: &Arc<EventChannel>,
-        wanted: Option<&str>,
-        listen: IpAddr,
-    ) -> Result<Arc<Self>, OpenError> {
+    pub(super) fn open(wanted: Option<&str>, listen: IpAddr) -> Result<Arc<Self>, OpenError> {
+        // Looked for first: a kernel that knows no RDMA fails at something else, in other words.
         let (name, ip) = discovery::choose(&discovery::devices(), wanted, listen)?;
         let system = |source| OpenError::System { name: name.clone(), source };
-        let listener = CmId::new(channel, LISTENER).map_err(system)?;
+        let channel = EventChannel::new().map_err(system)?;
+        let listener = CmId::new(&channel, LISTENER).map_err(system)?;
         let address = listener.listen(ip).map_err(system)?;
         let context = listener.context().ok_or(io::ErrorKind::NotFound.into()).map_err(system)?;
         let found = name_of(context);
@@ -79,7 +79,7 @@ impl Device {
             return Err(OpenError::Unusable { name, problem });
         }
         let limits = limits(context, listener.device_port()).map_err(system)?;
-        Ok(Arc::new(Self { listener, context, name, address, limits }))
+        Ok(Arc::new(Self { listener, channel, context, name, address, limits }))
     }
 
     pub(super) fn context(&self) -> NonNull<ibv_context> {

@@ -5,7 +5,7 @@ use std::{io, net::IpAddr};
 use super::event_channel::address_of_gid;
 
 /// The kind of GID that is an IP address, as `ibv_gid_type` numbers it.
-const ROCE_V2: u32 = 2;
+pub(crate) const ROCE_V2: u32 = 2;
 
 /// One RDMA device.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     region::mapping::Mapping,
-    transport::{MemoryError, MemoryId, PostError, Purpose, SEGMENTS_MAX, Segment},
+    transport::{MemoryError, MemoryId, PostError, Purpose, Segment, keys::check_segments},
 };
 
 struct Memory {
@@ -70,14 +70,7 @@ impl Memories {
     pub(super) fn check(&self, id: MemoryId, segments: &[Segment]) -> Result<Local, PostError> {
         let memory = self.known.get(&id).ok_or(PostError::UnknownMemory)?;
         let region = memory.local.as_ref().ok_or(PostError::UnknownMemory)?;
-        let right = |s: &Segment| {
-            s.len > 0
-                && memory.mapping.check(s.local, s.len).is_ok()
-                && s.remote.checked_add(s.len).is_some()
-        };
-        if segments.is_empty() || segments.len() > SEGMENTS_MAX || !segments.iter().all(right) {
-            return Err(PostError::BadSegments);
-        }
+        check_segments(&memory.mapping, segments)?;
         Ok(Local { base: region.base(), lkey: region.lkey() })
     }
 

@@ -4,6 +4,8 @@ use std::{ffi::c_void, io, ptr::NonNull, sync::Arc};
 
 use rdma_sys::{ibv_access_flags, ibv_dereg_mr, ibv_mr, ibv_reg_mr};
 
+use rustix::io::Errno;
+
 use super::{checked, protection_domain::ProtectionDomain};
 use crate::{region::mapping::Mapping, transport::Access};
 
@@ -112,11 +114,15 @@ impl Drop for MemoryRegion {
     }
 }
 
-/// The system says "cannot allocate memory" for a limit, and "not permitted" for a limit of zero,
-/// which sends people the wrong way.
+/// Whether registering failed for the limit of locked memory: the system says "cannot allocate
+/// memory" for it, and "not permitted" for a limit of zero.
+pub(crate) fn is_memlock(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOMEM | Errno::PERM))
+}
+
+/// Says so, where the system's own words send people the wrong way.
 pub(super) fn refused(error: io::Error, len: usize) -> io::Error {
-    let errno = rustix::io::Errno::from_io_error(&error);
-    if !matches!(errno, Some(rustix::io::Errno::NOMEM | rustix::io::Errno::PERM)) {
+    if !is_memlock(&error) {
         return error;
     }
     let why = format!(

@@ -48,10 +48,11 @@ use std::{
 };
 
 pub use self::discovery::OpenError;
+pub(crate) use self::memory_region::is_memlock;
 use self::{
     completion_queue::{CompletionChannel, CompletionQueue, Outcome},
     device::Device,
-    event_channel::{CmEvent, CmFailure, CmId, EventChannel},
+    event_channel::{CmEvent, CmFailure, CmId},
     handshake::{Answer, Offer, Token},
     initiator::Initiator,
     memories::Memories,
@@ -145,7 +146,6 @@ pub struct VerbsTransport {
     home: Arc<ProtectionDomain>,
     completions: Arc<CompletionChannel>,
     device: Arc<Device>,
-    channel: Arc<EventChannel>,
 }
 
 impl fmt::Debug for VerbsTransport {
@@ -164,18 +164,14 @@ impl VerbsTransport {
     /// # Errors
     /// No device can be used, in words that say what to do.
     pub fn open(device: Option<&str>, listen: IpAddr) -> Result<Self, OpenError> {
-        let failed = |source| {
-            let name = device.unwrap_or("(any)").to_owned();
-            OpenError::System { name, source }
-        };
-        let channel = EventChannel::new().map_err(failed)?;
-        let device = Device::open(&channel, device, listen)?;
+        let device = Device::open(device, listen)?;
         let failed = |source| OpenError::System { name: device.name.clone(), source };
         let completions = CompletionChannel::new(&device).map_err(failed)?;
         let home = ProtectionDomain::new(&device).map_err(failed)?;
         let idle = CompletionQueue::new(&completions, 1).map_err(failed)?;
         let events = device.async_events().map_err(failed)?;
-        let readiness = Readiness::new(channel.fd(), completions.fd(), events).map_err(failed)?;
+        let readiness =
+            Readiness::new(device.channel.fd(), completions.fd(), events).map_err(failed)?;
         Ok(Self {
             connections: BTreeMap::new(),
             tokens: HashMap::new(),
@@ -191,7 +187,6 @@ impl VerbsTransport {
             home,
             completions,
             device: device.clone(),
-            channel,
         })
     }
 
@@ -222,7 +217,7 @@ impl VerbsTransport {
     fn set_timer(&self) {
         let first = self.connections.values().filter_map(|c| c.deadline).min();
         let now = Instant::now();
-        self.readiness.set_timer(first.map(|at| at.saturating_duration_since(now)));
+        self.readiness.timer.set(first.map(|at| at.saturating_duration_since(now)));
     }
 
     fn expire(&mut self, events: &mut Vec<Event>) {
@@ -240,7 +235,7 @@ impl VerbsTransport {
 
     fn take_connection_events(&mut self, events: &mut Vec<Event>) {
         for _ in 0..CONNECTION_EVENTS_MAX {
-            match self.channel.next() {
+            match self.device.channel.next() {
                 Ok(Some(event)) => self.connection_event(event, events),
                 Ok(None) => return,
                 Err(error) => {
@@ -495,7 +490,7 @@ impl Transport for VerbsTransport {
         self.connections.remove(&conn);
         let Answer { abilities, token, address } =
             Answer::decode(answer).ok_or(ConnectError::Malformed)?;
-        let id = CmId::new(&self.channel, conn)?;
+        let id = CmId::new(&self.device.channel, conn)?;
         id.resolve_address(self.device.address.ip(), address, CONNECT_PATIENCE)?;
         let common = self.device.limits.initiator.common(abilities);
         let role = Role::Initiator(Box::new(Initiator::new(id, token, common)));

@@ -11,7 +11,6 @@ use rdma_sys::{ibv_dereg_mr, ibv_reg_mr};
 use super::{
     OpenError, checked,
     device::Device,
-    event_channel::EventChannel,
     memory_region::{Rights, refused},
     protection_domain::ProtectionDomain,
 };
@@ -47,11 +46,7 @@ impl ProbeError {
 /// # Errors
 /// The device cannot be opened, or refuses.
 pub fn register(device: Option<&str>, memory: &mut [u8]) -> Result<Duration, ProbeError> {
-    let channel = EventChannel::new().map_err(|source| {
-        let name = device.unwrap_or("(any)").to_owned();
-        OpenError::System { name, source }
-    })?;
-    let device = Device::open(&channel, device, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?;
+    let device = Device::open(device, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?;
     let domain = ProtectionDomain::new(&device).map_err(ProbeError::Refused)?;
     let flags = Rights::Remote(Access::Write).flags();
     let (start, len) = (memory.as_mut_ptr().cast(), memory.len());

@@ -4,19 +4,14 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    time::Duration,
 };
 
-use rustix::{
-    event::{
-        Timespec,
-        epoll::{self, CreateFlags, EventData, EventFlags},
-    },
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
-        timerfd_settime,
-    },
+use rustix::event::{
+    Timespec,
+    epoll::{self, CreateFlags, EventData, EventFlags},
 };
+
+use crate::transport::timer::Timer;
 
 const CONNECTIONS: u64 = 0;
 const COMPLETIONS: u64 = 1;
@@ -34,7 +29,7 @@ pub(super) struct Fired {
 
 pub(super) struct Readiness {
     epoll: OwnedFd,
-    timer: OwnedFd,
+    pub(super) timer: Timer,
     connections: RawFd,
     completions: RawFd,
     device: RawFd,
@@ -47,10 +42,7 @@ impl Readiness {
         device: BorrowedFd<'_>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-        )?;
+        let timer = Timer::new()?;
         let watched = [
             (connections, CONNECTIONS),
             (completions, COMPLETIONS),
@@ -107,22 +99,8 @@ impl Readiness {
             Err(error) => tracing::error!(%error, "waiting for the RDMA device"),
         }
         if fired.timer {
-            let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+            self.timer.quiet();
         }
         fired
-    }
-
-    /// Fires once after this time; `None`: not at all.
-    pub(super) fn set_timer(&self, after: Option<Duration>) {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let it_value = after.map_or(zero, |after| Timespec {
-            tv_sec: after.as_secs().try_into().unwrap_or(i64::MAX),
-            // Zero would switch the timer off.
-            tv_nsec: i64::from(after.subsec_nanos().max(1)),
-        });
-        let spec = Itimerspec { it_interval: zero, it_value };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
-            tracing::error!(%error, "the timer of the RDMA transport cannot be set");
-        }
     }
 }
