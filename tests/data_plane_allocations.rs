@@ -52,7 +52,7 @@ static ALLOCATOR: Counting = Counting;
 
 fn member(name: &str, address: SocketAddr) -> Member {
     let id = NodeId { name: Name::new(name).unwrap(), incarnation: 1 };
-    Member { id, address, witness: false, zone: None }
+    Member { id, address, witness: false, zone: None, mirrors: 1 }
 }
 
 fn region(identity: Identity, layout: Layout) -> Region {

@@ -173,18 +173,59 @@ fn a_majority_with_amnesia_cannot_decide_anything() {
 }
 
 #[test]
-fn a_node_that_leaves_is_let_go_at_once() {
+fn a_node_that_leaves_is_let_go_once_it_has_handed_over() {
     for leaver in ["a", "b", "c"] {
         let mut net = Net::ring(13, &["a", "b", "c"]);
         net.event(leaver, Event::Leave);
+        net.run_ms(SECOND);
+        let view = net.view_of("a");
+        assert_eq!((view.number, view.ring.len(), view.leaving.len()), (4, 3, 1), "not yet");
+        assert!(view.ring.iter().all(|m| view.predecessor(&m.id).unwrap().id != view.leaving[0]));
+        net.event(leaver, Event::HandedOver);
         assert!(net.run_until(100, |net| net.nodes[leaver].left));
         assert!(net.run_until(100, Net::is_whole));
+        assert_eq!(count(&net, "prepare"), 0);
     }
     let mut net = Net::ring(13, &["a", "b"]);
-    net.event("b", Event::Leave);
+    net.leave("b");
     assert!(net.run_until(100, |net| net.nodes["b"].left && net.is_whole()));
     net.join("c");
     assert!(net.run_until(100, Net::is_whole), "one node decides alone");
+}
+
+#[test]
+fn a_node_that_restarts_while_it_leaves_stays() {
+    let mut net = Net::ring(16, &["a", "b", "c"]);
+    net.event("b", Event::Leave);
+    assert!(net.run_until(100, |net| !net.view_of("a").leaving.is_empty()));
+    net.kill("b");
+    net.resume("b");
+    assert!(net.run_until(SECOND, |net| net.view_of("a").leaving.is_empty()));
+    net.run_ms(SECOND);
+    assert!(net.is_whole());
+    assert_eq!((net.ring_of("a").len(), net.nodes["b"].evictions), (3, 0));
+}
+
+#[test]
+fn if_all_want_to_leave_at_once_one_stays() {
+    let mut net = Net::ring(17, &["a", "b", "c"]);
+    for name in ["a", "b", "c"] {
+        net.leave(name);
+    }
+    net.run_ms(5 * SECOND);
+    let left = net.nodes.values().filter(|node| node.left).count();
+    assert!(left >= 1 && net.nodes.values().filter(|node| node.up).count() == 3 - left);
+    assert!(left < 3 || net.agreed.last_key_value().unwrap().1.ring.len() == 1);
+}
+
+#[test]
+fn a_leaving_node_that_dies_is_removed() {
+    let mut net = Net::ring(18, &["a", "b", "c", "d"]);
+    net.event("b", Event::Leave);
+    assert!(net.run_until(100, |net| !net.view_of("a").leaving.is_empty()));
+    net.kill("b");
+    assert!(net.run_until(2 * SECOND, Net::is_whole));
+    assert_eq!(net.ring_of("a"), ["a", "c", "d"]);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! How one voter votes on one view number: rules V1, V2, V3 and V5.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Member, NodeId, Refusal, View};
+use super::{Change, Member, NodeId, Refusal, View};
 
 /// The number of a slow ballot: rounds first, then the coordinator's rank among the voters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -16,26 +16,26 @@ pub struct Ballot {
 }
 
 /// A vote in the one-round ballot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vote {
     /// The value, the only one this voter ever votes for in this ballot.
-    pub value: Arc<View>,
+    pub value: Arc<Change>,
     /// Whose proposals of that value it acknowledged.
-    pub proposers: Vec<NodeId>,
+    pub proposers: BTreeSet<NodeId>,
 }
 
 /// What a voter tells the coordinator of a slow ballot.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Promise {
     /// Its vote in the one-round ballot.
     pub vote: Option<Vote>,
     /// The newest slow ballot that it voted in.
-    pub accepted: Option<(Ballot, Arc<View>)>,
+    pub accepted: Option<(Ballot, Arc<Change>)>,
 }
 
 /// A voter's memory of the ballots on the next view number. A changed one must be stored before
 /// anybody hears of the change (rule V5).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Votes {
     /// What it voted for, and accepted.
     pub cast: Promise,
@@ -46,11 +46,11 @@ pub struct Votes {
 
 impl Votes {
     /// V1: votes for `value` as a proposer. False if it has voted or promised already.
-    pub fn propose(&mut self, me: &NodeId, value: Arc<View>) -> bool {
+    pub fn propose(&mut self, me: &NodeId, value: Arc<Change>) -> bool {
         if self.promised.is_some() || self.cast.vote.is_some() {
             return false;
         }
-        self.cast.vote = Some(Vote { value, proposers: vec![me.clone()] });
+        self.cast.vote = Some(Vote { value, proposers: BTreeSet::from([me.clone()]) });
         true
     }
 
@@ -59,30 +59,26 @@ impl Votes {
         &mut self,
         me: &NodeId,
         proposer: &NodeId,
-        value: &Arc<View>,
+        value: &Arc<Change>,
     ) -> Result<bool, Refusal> {
         if let Some(ballot) = self.promised {
             return Err(Refusal::Promised(ballot));
         }
-        if value.change.evicts(me) {
+        if value.evicts(me) {
             return Err(Refusal::OtherVote);
         }
         let vote = self
             .cast
             .vote
-            .get_or_insert_with(|| Vote { value: value.clone(), proposers: Vec::new() });
+            .get_or_insert_with(|| Vote { value: value.clone(), proposers: BTreeSet::new() });
         if vote.value != *value {
             return Err(Refusal::OtherVote);
         }
-        let news = !vote.proposers.contains(proposer);
-        if news {
-            vote.proposers.push(proposer.clone());
-        }
-        Ok(news)
+        Ok(vote.proposers.insert(proposer.clone()))
     }
 
     /// V3: the value that `me` proposed, as long as it may still declare it decided.
-    pub fn declarable(&self, me: &NodeId) -> Option<&Arc<View>> {
+    pub fn declarable(&self, me: &NodeId) -> Option<&Arc<Change>> {
         let mine = self.cast.vote.as_ref().filter(|vote| vote.proposers.contains(me));
         mine.filter(|_| self.promised.is_none()).map(|vote| &vote.value)
     }
@@ -99,7 +95,7 @@ impl Votes {
     }
 
     /// Votes for `value` in `ballot`. Who is taken out votes here too.
-    pub fn accept(&mut self, ballot: Ballot, value: &Arc<View>) -> Result<bool, Refusal> {
+    pub fn accept(&mut self, ballot: Ballot, value: &Arc<Change>) -> Result<bool, Refusal> {
         self.promise(ballot)?;
         let news = self.cast.accepted.as_ref().is_none_or(|(accepted, _)| *accepted < ballot);
         if news {
@@ -119,21 +115,15 @@ pub struct Durable {
     pub view: Arc<View>,
     /// The ballots on the view after it.
     pub votes: Votes,
-    /// Whether this node asked to leave.
-    pub leaving: bool,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::{
-        change::tests::{founded, member, remove},
-        holders::SyncFacts,
-    };
+    use crate::membership::change::tests::{member, remove};
 
-    fn value(name: &str) -> Arc<View> {
-        let view = founded(&["a", "b", "c", "d"]);
-        Arc::new(view.next(&remove(&[name]), &SyncFacts::default()).unwrap())
+    fn value(name: &str) -> Arc<Change> {
+        Arc::new(remove(&[name]))
     }
 
     fn id(name: &str) -> NodeId {

@@ -5,22 +5,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    MEMBERS_MAX, Member, NodeId, OWNERS_MAX, VOTERS_MIN, View,
-    holders::{SyncFacts, holders_follow},
+    Confirmation, MEMBERS_MAX, Member, NodeId, OWNERS_MAX, VOTERS_MIN, View,
+    holders::holders_after,
+    order::{place, untangle},
     quorum::majority,
 };
 use crate::name::Name;
 
-/// What a view changes against the one before. Equal wishes make equal changes: the lists are
-/// sorted by id.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What is voted on: all by which a view differs from the one before. Who has the view before can
+/// make the next one of it, so this is also all that travels. Equal wishes make equal changes: the
+/// lists are sorted by id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Change {
     /// Ring members taken out because they are suspected.
     pub removed: Vec<NodeId>,
-    /// Ring members and witnesses that asked to go.
+    /// Ring members that begin to leave: see [`View::leaving`].
+    pub leaving: Vec<NodeId>,
+    /// Leaving members that stay after all.
+    pub staying: Vec<NodeId>,
+    /// Leaving members, and witnesses, that go.
     pub left: Vec<NodeId>,
     /// New members. One with the name of a member is that node's next life and takes its place.
     pub joined: Vec<Member>,
+    /// Which owners' mirrors are known to be complete, and since which view.
+    pub synced: Vec<Confirmation>,
+    /// Former members all of whose checkpoints have their copies elsewhere.
+    pub settled: Vec<NodeId>,
 }
 
 /// Why a change does not make a view. Nothing was changed.
@@ -40,7 +50,7 @@ pub enum ChangeError {
         /// Who is there.
         existing: NodeId,
     },
-    /// Nobody would be left in the ring.
+    /// Nobody would be left in the ring, or nobody who is not leaving.
     #[error("the ring would be empty")]
     RingEmpty,
     /// The ring, or the table of owners, would be too long.
@@ -56,10 +66,21 @@ pub enum ChangeError {
     },
 }
 
+fn union(a: &[NodeId], b: &[NodeId], without: &[&[NodeId]]) -> Vec<NodeId> {
+    let all: BTreeSet<&NodeId> = a.iter().chain(b).collect();
+    let kept = all.into_iter().filter(|id| !without.iter().any(|list| list.contains(id)));
+    kept.cloned().collect()
+}
+
 impl Change {
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do. Facts about mirrors alone are not worth a view.
     pub fn is_empty(&self) -> bool {
-        self.removed.is_empty() && self.left.is_empty() && self.joined.is_empty()
+        self.joined.is_empty() && self.departures().next().is_none()
+    }
+
+    /// Everybody who goes, begins to go, or does not go after all.
+    fn departures(&self) -> impl Iterator<Item = &NodeId> {
+        self.removed.iter().chain(&self.leaving).chain(&self.staying).chain(&self.left)
     }
 
     /// Whether `node` is taken out without having asked.
@@ -67,14 +88,14 @@ impl Change {
         self.removed.contains(node) || self.joined.iter().any(|j| j.id.name == node.name)
     }
 
-    /// All of both: every removal, every leave, every join, of one name the newest life.
+    /// All of both. Of one name the newest life joins; of one member that is to go in several ways,
+    /// what it said last counts, and a suspicion only if it did not consent.
     pub fn union(&self, other: &Change) -> Change {
-        let ids = |a: &[NodeId], b: &[NodeId]| -> BTreeSet<NodeId> {
-            a.iter().chain(b).cloned().collect()
-        };
-        let left = ids(&self.left, &other.left);
-        let mut removed = ids(&self.removed, &other.removed);
-        removed.retain(|node| !left.contains(node));
+        let staying = union(&self.staying, &other.staying, &[]);
+        let left = union(&self.left, &other.left, &[&staying]);
+        let removed = union(&self.removed, &other.removed, &[&left]);
+        let leaving = union(&self.leaving, &other.leaving, &[&left, &removed]);
+        let staying = union(&staying, &[], &[&removed]);
         let mut joined: BTreeMap<&Name, &Member> = BTreeMap::new();
         for member in self.joined.iter().chain(&other.joined) {
             let kept = joined.entry(&member.id.name).or_insert(member);
@@ -82,64 +103,61 @@ impl Change {
                 *kept = member;
             }
         }
+        let mut synced: BTreeMap<&NodeId, u64> = BTreeMap::new();
+        for fact in self.synced.iter().chain(&other.synced) {
+            let view = synced.entry(&fact.owner).or_default();
+            *view = fact.view.max(*view);
+        }
+        let confirmation =
+            |(owner, view): (&NodeId, u64)| Confirmation { owner: owner.clone(), view };
         Change {
-            removed: removed.into_iter().collect(),
-            left: left.into_iter().collect(),
+            removed,
+            leaving,
+            staying,
+            left,
             joined: joined.into_values().cloned().collect(),
+            synced: synced.into_iter().map(confirmation).collect(),
+            settled: union(&self.settled, &other.settled, &[]),
         }
     }
 }
 
 impl View {
-    /// The view after this one, with what the proposer knows of mirrors.
-    pub fn next(&self, change: &Change, facts: &SyncFacts) -> Result<View, ChangeError> {
-        let mut next = self.skeleton(change)?;
-        next.holders = facts.holders_after(self, &next);
-        if next.holders.len() > OWNERS_MAX {
-            return Err(ChangeError::TooLarge);
-        }
-        Ok(next)
-    }
-
-    /// Whether `next`, which somebody proposes, follows from this view by the rules.
-    pub fn precedes(&self, next: &View) -> bool {
-        let Ok(expected) = self.skeleton(&next.change) else { return false };
-        next.is_coherent()
-            && next.cluster == expected.cluster
-            && next.number == expected.number
-            && next.ring == expected.ring
-            && next.voters == expected.voters
-            && holders_follow(self, next)
-    }
-
-    /// The next view without its holders.
-    fn skeleton(&self, change: &Change) -> Result<View, ChangeError> {
+    /// The view after this one.
+    ///
+    /// # Errors
+    /// The change does not fit this view, or may not be made.
+    pub fn next(&self, change: &Change) -> Result<View, ChangeError> {
         self.check(change)?;
+        let number = self.number.checked_add(1).ok_or(ChangeError::TooLarge)?;
         let ring = self.ring_after(change);
-        if ring.is_empty() {
+        let leaving = self.leaving_after(change, &ring);
+        if ring.is_empty() || !change.leaving.is_empty() && leaving.len() == ring.len() {
             return Err(ChangeError::RingEmpty);
         }
         let voters = self.voters_after(change, &ring);
         if ring.len() > MEMBERS_MAX || voters.len() > MEMBERS_MAX {
             return Err(ChangeError::TooLarge);
         }
-        let number = self.number.checked_add(1).ok_or(ChangeError::TooLarge)?;
-        let holders = Vec::new();
-        Ok(View { cluster: self.cluster, number, ring, voters, holders, change: change.clone() })
+        let (cluster, change, holders) = (self.cluster, change.clone(), Vec::new());
+        let mut next = View { cluster, number, ring, leaving, voters, holders, change };
+        next.holders = holders_after(self, &next);
+        if next.holders.len() > OWNERS_MAX {
+            return Err(ChangeError::TooLarge);
+        }
+        Ok(next)
+    }
+
+    /// Whether `next`, which somebody says was decided, follows from this view by the rules.
+    pub fn precedes(&self, next: &View) -> bool {
+        self.next(&next.change).as_ref() == Ok(next)
     }
 
     fn check(&self, change: &Change) -> Result<(), ChangeError> {
         if change.is_empty() {
             return Err(ChangeError::Empty);
         }
-        let sorted = |ids: &[NodeId]| ids.windows(2).all(|pair| pair[0] < pair[1]);
-        let names_sorted = change.joined.windows(2).all(|p| p[0].id.name < p[1].id.name);
-        let fits = sorted(&change.removed)
-            && sorted(&change.left)
-            && names_sorted
-            && change.removed.iter().all(|id| self.contains(id) && !change.left.contains(id))
-            && change.left.iter().all(|id| self.admits(id));
-        if !fits {
+        if !self.fits(change) {
             return Err(ChangeError::Misfit);
         }
         for joiner in change.joined.iter().map(|m| &m.id) {
@@ -155,6 +173,27 @@ impl View {
             return Err(ChangeError::NoMajority { staying, voters: self.voters.len() });
         }
         Ok(())
+    }
+
+    fn fits(&self, change: &Change) -> bool {
+        let sorted = |ids: &[NodeId]| ids.is_sorted_by(|a, b| a < b);
+        let mut going: Vec<&NodeId> = change.departures().collect();
+        going.sort_unstable();
+        let witness = |id: &NodeId| self.admits(id) && !self.contains(id);
+        sorted(&change.removed)
+            && sorted(&change.leaving)
+            && sorted(&change.staying)
+            && sorted(&change.left)
+            && going.is_sorted_by(|a, b| a < b)
+            && change.removed.iter().all(|id| self.contains(id))
+            && change.leaving.iter().all(|id| self.contains(id) && !self.is_leaving(id))
+            && change.staying.iter().all(|id| self.is_leaving(id))
+            && change.left.iter().all(|id| self.is_leaving(id) || witness(id))
+            && change.joined.is_sorted_by(|a, b| a.id.name < b.id.name)
+            && change.synced.is_sorted_by(|a, b| a.owner < b.owner)
+            && change.synced.iter().all(|c| self.contains(&c.owner) && c.view <= self.number)
+            && sorted(&change.settled)
+            && change.settled.iter().all(|id| !self.contains(id))
     }
 
     fn ring_after(&self, change: &Change) -> Vec<Member> {
@@ -174,7 +213,14 @@ impl View {
                 place(&mut ring, joiner.clone());
             }
         }
+        untangle(&mut ring);
         ring
+    }
+
+    fn leaving_after(&self, change: &Change, ring: &[Member]) -> Vec<NodeId> {
+        let mut leaving = union(&self.leaving, &change.leaving, &[&change.staying]);
+        leaving.retain(|id| ring.iter().any(|m| m.id == *id));
+        leaving
     }
 
     /// The new ring, the witnesses, and while those are fewer than three also voters of before:
@@ -199,11 +245,6 @@ impl View {
     }
 }
 
-/// Where a joiner goes in the ring: behind the last member.
-fn place(ring: &mut Vec<Member>, joiner: Member) {
-    ring.push(joiner);
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -211,13 +252,19 @@ pub(super) mod tests {
     pub(in crate::membership) fn member(name: &str, incarnation: u64) -> Member {
         let id = NodeId { name: Name::new(name).unwrap(), incarnation };
         let port = 1000 + name.bytes().fold(0, |sum, byte| sum * 7 + u16::from(byte));
-        Member { id, address: ([127, 0, 0, 1], port).into(), witness: false, zone: None }
+        Member {
+            id,
+            address: ([127, 0, 0, 1], port).into(),
+            witness: false,
+            zone: None,
+            mirrors: 1,
+        }
     }
 
     pub(in crate::membership) fn founded(names: &[&str]) -> View {
         let mut view = View::first(9, member(names[0], 1));
         for name in &names[1..] {
-            view = view.next(&join(&[member(name, 1)]), &SyncFacts::default()).unwrap();
+            view = view.next(&join(&[member(name, 1)])).unwrap();
         }
         view
     }
@@ -227,8 +274,19 @@ pub(super) mod tests {
     }
 
     pub(in crate::membership) fn remove(names: &[&str]) -> Change {
-        let removed = names.iter().map(|name| member(name, 1).id).collect();
-        Change { removed, ..Change::default() }
+        Change { removed: ids(names), ..Change::default() }
+    }
+
+    fn ids(names: &[&str]) -> Vec<NodeId> {
+        names.iter().map(|name| member(name, 1).id).collect()
+    }
+
+    fn leave(names: &[&str]) -> Change {
+        Change { leaving: ids(names), ..Change::default() }
+    }
+
+    fn left(names: &[&str]) -> Change {
+        Change { left: ids(names), ..Change::default() }
     }
 
     fn names(members: &[Member]) -> String {
@@ -236,7 +294,7 @@ pub(super) mod tests {
     }
 
     fn next(view: &View, change: &Change) -> Result<View, ChangeError> {
-        let next = view.next(change, &SyncFacts::default())?;
+        let next = view.next(change)?;
         assert!(view.precedes(&next) && next.is_coherent());
         Ok(next)
     }
@@ -251,9 +309,34 @@ pub(super) mod tests {
 
     #[test]
     fn who_asked_to_leave_is_not_waited_for_later() {
-        let view = founded(&["a", "b"]);
-        let left = Change { left: vec![member("b", 1).id], ..Change::default() };
-        assert_eq!(names(&next(&view, &left).unwrap().voters), "a");
+        let view = next(&founded(&["a", "b"]), &leave(&["b"])).unwrap();
+        assert_eq!((names(&view.ring), names(&view.voters)), ("ab".into(), "ab".into()));
+        assert_eq!(names(&next(&view, &left(&["b"])).unwrap().voters), "a");
+    }
+
+    #[test]
+    fn a_member_that_leaves_is_first_nobodys_predecessor_and_then_out() {
+        let view = founded(&["a", "b", "c", "d"]);
+        assert_eq!(next(&view, &left(&["b"])), Err(ChangeError::Misfit), "not in one step");
+        let (b, c) = (&view.ring[1].id, &view.ring[2].id);
+        let going = next(&view, &leave(&["b"])).unwrap();
+        assert_eq!(names(&going.ring), "abcd", "still a member");
+        assert_eq!(going.predecessor(c).unwrap().id.name.as_str(), "a");
+        assert_eq!(going.predecessor(b).unwrap().id.name.as_str(), "a", "its own mirror stays");
+        assert_eq!(going.holders_of(c).last().unwrap().since, going.number);
+        assert_eq!(going.holders_of(b), view.holders_of(b));
+        let stays = Change { staying: vec![b.clone()], ..Change::default() };
+        assert_eq!(next(&going, &stays).unwrap().predecessor(c).unwrap().id, *b);
+        let gone = next(&going, &left(&["b"])).unwrap();
+        assert_eq!((names(&gone.ring), gone.leaving.len()), ("acd".into(), 0));
+        assert_eq!(gone.holders_of(c), going.holders_of(c), "the second step moves nothing");
+    }
+
+    #[test]
+    fn somebody_stays() {
+        let view = next(&founded(&["a", "b"]), &leave(&["a"])).unwrap();
+        assert_eq!(next(&view, &leave(&["b"])), Err(ChangeError::RingEmpty));
+        assert_eq!(view.predecessor(&view.ring[1].id), None);
     }
 
     #[test]

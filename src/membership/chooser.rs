@@ -5,13 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{NodeId, View, ballot::Promise};
+use super::{Change, NodeId, ballot::Promise};
 
 /// What the promises of a majority leave to the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// This value may have been decided: nothing else may be.
-    Bound(Arc<View>),
+    Bound(Arc<Change>),
     /// Nothing can have been decided: any value.
     Free,
     /// The promises contradict each other; no honest voters give such. Nothing may be chosen.
@@ -48,15 +48,15 @@ fn candidates(
     voters: &[NodeId],
     fast_quorum: usize,
     promises: &BTreeMap<NodeId, Promise>,
-) -> Vec<Arc<View>> {
-    let mut proposals: BTreeMap<&NodeId, &Arc<View>> = BTreeMap::new();
+) -> Vec<Arc<Change>> {
+    let mut proposals: BTreeMap<&NodeId, &Arc<Change>> = BTreeMap::new();
     let votes = promises.values().filter_map(|promise| promise.vote.as_ref());
     for vote in votes.clone() {
         proposals.extend(vote.proposers.iter().map(|proposer| (proposer, &vote.value)));
     }
     let unheard: Vec<&NodeId> = voters.iter().filter(|v| !promises.contains_key(v)).collect();
     let silent: BTreeSet<&NodeId> = unheard.iter().copied().collect();
-    let mut possible: Vec<Arc<View>> = Vec::new();
+    let mut possible: Vec<Arc<Change>> = Vec::new();
     for (&proposer, &value) in proposals.iter().filter(|(p, _)| silent.contains(**p)) {
         let acknowledged = votes.clone().filter(|vote| vote.proposers.contains(proposer)).count();
         let voted_otherwise = |voter: &NodeId| proposals.get(voter).is_some_and(|v| *v != value);
@@ -73,8 +73,7 @@ mod tests {
     use super::*;
     use crate::membership::{
         ballot::{Ballot, Vote},
-        change::tests::{founded, member, remove},
-        holders::SyncFacts,
+        change::tests::{member, remove},
         quorum::{fast_quorum, majority},
     };
 
@@ -84,14 +83,12 @@ mod tests {
         member(name, 1).id
     }
 
-    fn values() -> (Arc<View>, Arc<View>) {
-        let view = founded(&NAMES);
-        let value = |name| Arc::new(view.next(&remove(&[name]), &SyncFacts::default()).unwrap());
-        (value("f"), value("g"))
+    fn values() -> (Arc<Change>, Arc<Change>) {
+        (Arc::new(remove(&["f"])), Arc::new(remove(&["g"])))
     }
 
     /// For which value, acknowledging which proposers.
-    type Voted<'a> = (&'a Arc<View>, &'a [&'a str]);
+    type Voted<'a> = (&'a Arc<Change>, &'a [&'a str]);
     /// Who promised, and how he had voted.
     type Promised<'a> = (&'a str, Option<Voted<'a>>);
 

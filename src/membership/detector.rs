@@ -58,8 +58,7 @@ impl Detector {
     /// Watches the neighbours in `view`. A new neighbour has the full time to be heard.
     pub(super) fn watch(&mut self, view: &View, now: Time) {
         let mut before = std::mem::take(&mut self.watched);
-        let neighbours = [view.predecessor(&self.me), view.successor(&self.me)];
-        for id in neighbours.into_iter().flatten().map(|m| m.id.clone()) {
+        for id in view.neighbours(&self.me).map(|m| m.id.clone()) {
             let watch = before.remove(&id).unwrap_or(Watch { heard: now, gone: false });
             self.watched.insert(id, watch);
         }

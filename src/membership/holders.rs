@@ -1,7 +1,7 @@
 //! Which predecessors may hold an owner's mirror.
 //!
 //! Recovery walks an owner's holding runs from the newest to the oldest and takes the first holder
-//! whose sync mark is at least as new as the begin of its run (rule H5). So a view remembers, per
+//! whose sync mark is at least as new as the begin of its run (rules H5 and H6). So a view remembers, per
 //! owner, the runs since its last confirmed sync; all earlier ones are superseded. An owner that
 //! left keeps its runs, frozen, until all its checkpoints live elsewhere.
 
@@ -9,23 +9,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeId, View};
+use super::{Change, Confirmation, NodeId, View};
 
 /// Most runs kept per owner. If an owner goes through more predecessors without one confirmed
 /// sync, the oldest are forgotten: recovery may then find nothing, but never something older.
 pub const RUNS_MAX: usize = 64;
 
-/// Consecutive views in which one node was an owner's predecessor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Consecutive views in which an owner had the same predecessors.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HoldingRun {
     /// The first view of the run.
     pub since: u64,
-    /// The predecessor.
-    pub holder: NodeId,
+    /// The predecessors, the nearest first: as many as the owner wants, or as there were; never
+    /// none.
+    pub holders: Vec<NodeId>,
 }
 
 /// The holding runs of one owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OwnerHolders {
     /// Whose mirror it is.
     pub owner: NodeId,
@@ -79,71 +80,64 @@ impl SyncFacts {
         self.settled.iter()
     }
 
-    /// The holders of `next`, whose ring is complete, after those of `view`.
-    pub fn holders_after(&self, view: &View, next: &View) -> Vec<OwnerHolders> {
-        let mut holders = holders_untrimmed(view, next);
-        holders.retain(|h| !self.settled.contains(&h.owner) || next.contains(&h.owner));
-        for entry in &mut holders {
-            if let Some(&number) = self.confirmed.get(&entry.owner) {
-                let current = entry.runs.iter().rposition(|run| run.since <= number).unwrap_or(0);
-                entry.runs.drain(..current);
-            }
-            let surplus = entry.runs.len().saturating_sub(RUNS_MAX);
-            entry.runs.drain(..surplus);
-        }
-        holders
+    /// Adds to a change what else is worth deciding with it.
+    pub fn attach(&self, view: &View, change: Change) -> Change {
+        let confirmation =
+            |(owner, view): (&NodeId, u64)| Confirmation { owner: owner.clone(), view };
+        let synced = self.useful(view).map(confirmation).collect();
+        let settled = self.settled.iter().cloned().collect();
+        Change { synced, settled, ..change }
     }
 }
 
-/// The holders of `next` with nothing forgotten: what every trimmed list must be a suffix of.
-fn holders_untrimmed(view: &View, next: &View) -> Vec<OwnerHolders> {
-    let mut runs: BTreeMap<NodeId, Vec<HoldingRun>> =
-        view.holders.iter().map(|h| (h.owner.clone(), h.runs.clone())).collect();
-    let predecessors = |v: &View| -> BTreeMap<NodeId, NodeId> {
-        let before = v.ring.iter().cycle().skip(v.ring.len().saturating_sub(1));
-        let pairs = v.ring.iter().zip(before).filter(|(m, p)| m.id != p.id);
-        pairs.map(|(m, p)| (m.id.clone(), p.id.clone())).collect()
+/// The holders of `next`, of which everything else is complete, after those of `view`: the runs go
+/// on, and what its change says of mirrors makes older ones superfluous.
+pub(super) fn holders_after(view: &View, next: &View) -> Vec<OwnerHolders> {
+    let mut runs: BTreeMap<&NodeId, Vec<HoldingRun>> =
+        view.holders.iter().map(|h| (&h.owner, h.runs.clone())).collect();
+    for (owner, holders) in next.holder_sets() {
+        let list = runs.entry(owner).or_default();
+        let same = |run: &HoldingRun| {
+            run.holders.len() == holders.len() && run.holders.iter().all(|h| holders.contains(&h))
+        };
+        // Without a predecessor there is no run: who was the last one still has all that counts.
+        if !holders.is_empty() && !list.last().is_some_and(same) {
+            let holders = holders.into_iter().cloned().collect();
+            list.push(HoldingRun { since: next.number, holders });
+        }
+    }
+    let facts = &next.change;
+    for settled in &facts.settled {
+        runs.remove(settled);
+    }
+    for Confirmation { owner, view } in &facts.synced {
+        let Some(list) = runs.get_mut(owner) else { continue };
+        let current = list.iter().rposition(|run| run.since <= *view).unwrap_or(0);
+        list.drain(..current);
+    }
+    let kept = |(owner, mut runs): (&NodeId, Vec<HoldingRun>)| {
+        runs.drain(..runs.len().saturating_sub(RUNS_MAX));
+        OwnerHolders { owner: owner.clone(), runs }
     };
-    let (old, new) = (predecessors(view), predecessors(next));
-    for member in &next.ring {
-        let list = runs.entry(member.id.clone()).or_default();
-        if let Some(holder) = new.get(&member.id)
-            && old.get(&member.id) != Some(holder)
-        {
-            list.push(HoldingRun { since: next.number, holder: holder.clone() });
-        }
-    }
-    runs.into_iter().map(|(owner, runs)| OwnerHolders { owner, runs }).collect()
-}
-
-/// Whether the holders of `next` follow from those of `view`: nothing invented, nothing reordered,
-/// the current run of every member kept.
-pub fn holders_follow(view: &View, next: &View) -> bool {
-    let mut given = next.holders.iter().peekable();
-    for full in holders_untrimmed(view, next) {
-        if let Some(entry) = given.next_if(|h| h.owner == full.owner) {
-            let keeps_current = full.runs.is_empty() || !entry.runs.is_empty();
-            if !keeps_current || !full.runs.ends_with(&entry.runs) {
-                return false;
-            }
-        } else if next.contains(&full.owner) {
-            return false;
-        }
-    }
-    given.next().is_none()
+    runs.into_iter().map(kept).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::membership::{
-        Change,
+        Member,
         change::tests::{founded, member, remove},
     };
 
     fn holders(view: &View, owner: &NodeId) -> Vec<(u64, String)> {
         let runs = view.holders_of(owner).iter();
-        runs.map(|r| (r.since, r.holder.name.to_string())).collect()
+        let names = |r: &HoldingRun| r.holders.iter().map(|h| h.name.as_str()).collect();
+        runs.map(|r| (r.since, names(r))).collect()
+    }
+
+    fn next(view: &View, change: Change, facts: &SyncFacts) -> View {
+        view.next(&facts.attach(view, change)).unwrap()
     }
 
     #[test]
@@ -151,15 +145,15 @@ mod tests {
         let view = founded(&["a", "b", "c", "d"]);
         let d = view.ring[3].id.clone();
         let mut facts = SyncFacts::default();
-        let view5 = view.next(&remove(&["c"]), &facts).unwrap();
+        let view5 = next(&view, remove(&["c"]), &facts);
         assert_eq!(holders(&view5, &d), [(4, "c".into()), (5, "b".into())]);
 
         assert!(facts.confirm(&view5, &d, 4), "a sync to c, which is no longer the predecessor");
-        let stale = view5.next(&remove(&["a"]), &facts).unwrap();
+        let stale = next(&view5, remove(&["a"]), &facts);
         assert_eq!(holders(&stale, &d), [(4, "c".into()), (5, "b".into())], "b has no mark yet");
 
         assert!(facts.confirm(&view5, &d, 5));
-        let view6 = view5.next(&remove(&["a"]), &facts).unwrap();
+        let view6 = next(&view5, remove(&["a"]), &facts);
         assert_eq!(holders(&view6, &d), [(5, "b".into())]);
     }
 
@@ -169,31 +163,45 @@ mod tests {
         let c = view.ring[2].id.clone();
         let mut facts = SyncFacts::default();
         assert!(!facts.settle(&view, &c), "a member is not settled");
-        let view5 = view.next(&remove(&["c"]), &facts).unwrap();
+        let view5 = next(&view, remove(&["c"]), &facts);
         assert_eq!(holders(&view5, &c).last(), Some(&(3, "b".into())));
         assert!(facts.settle(&view5, &c));
-        let view6 = view5.next(&remove(&["d"]), &facts).unwrap();
+        let view6 = next(&view5, remove(&["d"]), &facts);
         assert_eq!(holders(&view6, &c), []);
     }
 
     #[test]
-    fn a_proposal_cannot_invent_or_lose_the_current_holder() {
+    fn with_two_mirrors_a_run_is_a_pair_and_ends_when_either_changes() {
+        let mut view = founded(&["a", "b", "c"]);
+        let d = Member { mirrors: 2, ..member("d", 1) };
+        let joined = Change { joined: vec![d.clone()], ..Change::default() };
+        view = view.next(&joined).unwrap();
+        assert_eq!(holders(&view, &d.id), [(4, "cb".into())]);
+        view = view.next(&remove(&["b"])).unwrap();
+        assert_eq!(holders(&view, &d.id), [(4, "cb".into()), (5, "ca".into())]);
+    }
+
+    #[test]
+    fn a_ring_of_one_keeps_who_held_its_mirror_last() {
+        let view = founded(&["a", "b", "c"]);
+        let a = view.ring[0].id.clone();
+        let view = view.next(&remove(&["b"])).unwrap().next(&remove(&["c"])).unwrap();
+        assert_eq!(view.predecessor(&a), None);
+        assert_eq!(holders(&view, &a).last(), Some(&(3, "c".into())));
+    }
+
+    #[test]
+    fn a_proposal_cannot_confirm_what_cannot_be() {
         let view = founded(&["a", "b", "c", "d"]);
-        let next = view.next(&remove(&["c"]), &SyncFacts::default()).unwrap();
-        assert!(holders_follow(&view, &next));
-        let d = next.holders.iter().position(|h| h.owner.name.as_str() == "d").unwrap();
-        let mut lost = next.clone();
-        lost.holders[d].runs.clear();
-        assert!(!holders_follow(&view, &lost));
-        let mut invented = next.clone();
-        invented.holders[d].runs[0].holder = member("x", 1).id;
-        assert!(!holders_follow(&view, &invented));
-        let mut trimmed = next.clone();
-        trimmed.holders[d].runs.remove(0);
-        assert!(holders_follow(&view, &trimmed));
-        let mut forgotten = next;
-        forgotten.holders.remove(d);
-        assert!(!holders_follow(&view, &forgotten));
+        let d = view.ring[3].id.clone();
+        let fact = |owner: &NodeId, view| Confirmation { owner: owner.clone(), view };
+        let with = |synced| view.next(&Change { synced, ..remove(&["c"]) });
+        assert!(with(vec![fact(&d, 4)]).is_ok());
+        assert!(with(vec![fact(&d, 5)]).is_err(), "of a view that is not there yet");
+        assert!(with(vec![fact(&member("x", 1).id, 4)]).is_err(), "of a stranger");
+        assert!(with(vec![fact(&d, 3), fact(&d, 4)]).is_err(), "twice");
+        let settled = Change { settled: vec![d], ..remove(&["c"]) };
+        assert!(view.next(&settled).is_err(), "of a member");
     }
 
     #[test]
@@ -202,7 +210,7 @@ mod tests {
         let facts = SyncFacts::default();
         for life in 2..300 {
             let change = Change { joined: vec![member("b", life)], ..Change::default() };
-            view = view.next(&change, &facts).unwrap();
+            view = next(&view, change, &facts);
             let c = view.ring.iter().find(|m| m.id.name.as_str() == "c").unwrap().id.clone();
             assert!(view.holders_of(&c).len() <= RUNS_MAX);
         }

@@ -1,19 +1,16 @@
 //! One node's part in the membership: what it is told, what it says.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use super::{
-    Beat, Body, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer, Time,
-    View,
+    Beat, Body, Change, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer,
+    Time, View,
     ballot::Votes,
     detector::Detector,
     holders::SyncFacts,
+    instance::Instance,
     requests::{Contacts, Requests},
-    rounds::Round,
+    rounds::Schedule,
 };
 
 /// Every how many heartbeats the first ring member also tells the voters outside the ring.
@@ -35,8 +32,11 @@ pub enum Event {
     },
     /// [`Membership::deadline`] has come.
     Tick,
-    /// This node is to leave the ring.
+    /// This node is to leave the ring. The first view in which it is leaving says what it still has
+    /// to hand over; see [`View::leaving`].
     Leave,
+    /// This node, which is leaving, has handed over all that the ring counts on.
+    HandedOver,
     /// A member's connection was reset and connecting again was refused. A hint: it shortens the
     /// wait before that member is suspected.
     PeerGone(NodeId),
@@ -129,13 +129,17 @@ pub struct Membership {
     pub(super) cluster: u64,
     pub(super) phase: Phase,
     pub(super) view: Option<Arc<View>>,
-    pub(super) votes: Votes,
-    pub(super) round: Round,
+    /// The decision on the view after the installed one.
+    pub(super) instance: Option<Instance>,
+    pub(super) schedule: Schedule,
     pub(super) detector: Detector,
     pub(super) facts: SyncFacts,
     pub(super) requests: Requests,
     pub(super) contacts: Contacts,
+    /// This node wants to be out of the ring.
     pub(super) leaving: bool,
+    /// Nothing that this node has is counted on any more.
+    pub(super) handed_over: bool,
     /// When the neighbours hear from this node next.
     beat_at: Time,
     beats: u64,
@@ -154,12 +158,13 @@ impl Membership {
             cluster: 0,
             phase: Phase::Joining,
             view: None,
-            votes: Votes::default(),
-            round: Round::default(),
+            instance: None,
+            schedule: Schedule::default(),
             facts: SyncFacts::default(),
             requests: Requests::default(),
             contacts,
             leaving: false,
+            handed_over: false,
             beat_at: now,
             beats: 0,
             answered: BTreeMap::new(),
@@ -190,23 +195,22 @@ impl Membership {
         self
     }
 
-    /// Goes on from what [`Output::Persist`] stored last, as the same incarnation.
+    /// Goes on from what [`Output::Persist`] stored last, as the same incarnation. Also one that
+    /// was leaving stays after all.
     pub fn resume(config: Config, durable: Durable, now: Time) -> Result<Self, ResumeError> {
-        let Durable { me, view, votes, leaving } = durable;
-        let cast = [votes.cast.vote.as_ref().map(|v| &v.value)]
-            .into_iter()
-            .chain([votes.cast.accepted.as_ref().map(|(_, value)| value)])
-            .flatten();
-        if !view.is_coherent() || !cast.into_iter().all(|value| view.precedes(value)) {
+        let Durable { me, view, votes } = durable;
+        let voted = votes.cast.vote.as_ref().map(|vote| &vote.value);
+        let accepted = votes.cast.accepted.as_ref().map(|(_, value)| value);
+        let mut cast = voted.into_iter().chain(accepted);
+        if !view.is_coherent() || !cast.all(|change| view.next(change).is_ok()) {
             return Err(ResumeError::Incoherent);
         }
         if view.member(&me.id).is_none() {
             return Err(ResumeError::NoPart { me: me.id, view: view.number });
         }
         let mut machine = Self::new(config, me, Contacts::new(Vec::new(), now), now);
-        machine.enter(view, now);
-        machine.leaving = leaving;
-        machine.votes = votes;
+        machine.enter(view.clone(), now);
+        machine.instance = Some(Instance::new(machine.me.id.clone(), view, votes));
         machine.take_up_votes(now);
         Ok(machine)
     }
@@ -224,6 +228,10 @@ impl Membership {
             Event::Received { from, message } => self.received(now, from, message, out),
             Event::Tick => {}
             Event::Leave => self.leave(now, out),
+            Event::HandedOver => {
+                self.handed_over = true;
+                self.requests.depart_at = Some(now);
+            }
             Event::PeerGone(node) => self.detector.gone(&node),
             Event::SyncConfirmed { owner, view: number } => {
                 if let Some(view) = &self.view {
@@ -240,7 +248,7 @@ impl Membership {
             Phase::Joining => self.contact(now, out),
             Phase::Member => {
                 self.beat(now, out);
-                self.ask_to_leave(now, out);
+                self.ask_to_depart(now, out);
                 self.drive(now, out);
             }
             Phase::Outside | Phase::Finished => {}
@@ -256,8 +264,8 @@ impl Membership {
             Phase::Member => {
                 let alone = self.view.as_ref().is_some_and(|view| view.voters.len() == 1);
                 let beat = (!alone).then_some(self.beat_at);
-                let timers = [beat, self.detector.deadline(), self.requests.leave_at];
-                timers.into_iter().chain(self.round.deadlines()).flatten().min()
+                let timers = [beat, self.detector.deadline(), self.requests.depart_at];
+                timers.into_iter().chain(self.schedule.deadlines()).flatten().min()
             }
             Phase::Outside | Phase::Finished => None,
         }
@@ -295,6 +303,15 @@ impl Membership {
         }
         let body = match body {
             Body::Install(view) => return self.learn(now, view, out),
+            Body::Decided(change) if cluster == self.cluster => {
+                let after = |view: &Arc<View>| view.number + 1 == number;
+                let next = self.view.as_ref().filter(|view| after(view)).map(|v| v.next(&change));
+                if let Some(Ok(next)) = next {
+                    return self.learn(now, Arc::new(next), out);
+                }
+                // Of another view than ours: what follows shows who is behind.
+                Body::Heartbeat(Beat::default())
+            }
             Body::JoinRefused(reason) => return self.refused(reason, out),
             body => body,
         };
@@ -317,12 +334,12 @@ impl Membership {
         }
         match body {
             Body::Join { member, forwarded } => self.asked_to_join(now, member, forwarded, out),
-            Body::Leave { member, forwarded } => {
-                self.asked_to_leave(now, &from, member, forwarded, out);
+            Body::Leave { member, step, forwarded } => {
+                self.asked_to_depart(now, &from, member, step, forwarded, out);
             }
             body if number == view.number => match body {
                 Body::Heartbeat(beat) => self.heard_beat(now, &view, &from, &beat),
-                body => self.ballot_message(now, &from, body, out),
+                body => self.ballot_message(now, &from, &body, out),
             },
             _ => {}
         }
@@ -388,22 +405,24 @@ impl Membership {
             _ => Phase::Finished,
         };
         self.cluster = view.cluster;
-        self.votes = Votes::default();
-        self.round = Round::default();
+        self.instance = Some(Instance::new(me.clone(), view.clone(), Votes::default()));
+        self.schedule = Schedule::default();
         self.detector.watch(&view, now);
         self.facts.prune(&view);
         self.requests.prune(&view, now);
         self.view = Some(view);
     }
 
-    /// A decided value: installs it and tells everybody concerned.
-    pub(super) fn decided(&mut self, now: Time, value: Arc<View>, out: &mut Vec<Output>) {
+    /// A decided change: installs what it makes, and tells everybody concerned.
+    pub(super) fn decided(&mut self, now: Time, change: &Arc<Change>, out: &mut Vec<Output>) {
         let Some(before) = self.view.clone() else { return };
-        self.install(now, value.clone(), out);
-        let told: BTreeSet<&NodeId> = before.everybody().map(|m| &m.id).collect();
-        let joined = value.everybody().filter(|m| !told.contains(&m.id));
-        for member in before.everybody().chain(joined) {
-            self.send(&member.into(), Body::Install(value.clone()), out);
+        let Ok(next) = before.next(change).map(Arc::new) else { return };
+        self.install(now, next.clone(), out);
+        for member in before.everybody() {
+            self.send(&member.into(), Body::Decided(change.clone()), out);
+        }
+        for joiner in next.everybody().filter(|m| before.member(&m.id).is_none()) {
+            self.send(&joiner.into(), Body::Install(next.clone()), out);
         }
     }
 
@@ -418,8 +437,7 @@ impl Membership {
         if to_all {
             to.extend(view.everybody());
         } else {
-            to.extend(view.predecessor(&self.me.id));
-            to.extend(view.successor(&self.me.id).filter(|_| view.ring.len() > 2));
+            to.extend(view.neighbours(&self.me.id));
             let first = view.ring.first().is_some_and(|m| m.id == self.me.id);
             if first && self.beats.is_multiple_of(BEATS_PER_OUTSIDE_BEAT) {
                 to.extend(&view.voters[view.ring.len()..]);
@@ -444,9 +462,9 @@ impl Membership {
     }
 
     pub(super) fn persist(&self, out: &mut Vec<Output>) {
-        if let Some(view) = self.view.clone() {
-            let (me, votes, leaving) = (self.me.clone(), self.votes.clone(), self.leaving);
-            out.push(Output::Persist(Durable { me, view, votes, leaving }));
+        if let (Some(view), Some(instance)) = (self.view.clone(), &self.instance) {
+            let (me, votes) = (self.me.clone(), instance.votes().clone());
+            out.push(Output::Persist(Durable { me, view, votes }));
         }
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Member, NodeId, View,
+    Change, Member, NodeId, View,
     ballot::{Ballot, Promise},
 };
 
@@ -25,7 +25,7 @@ impl From<&Member> for Peer {
 }
 
 /// One message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
     /// The sender's cluster; zero while it knows none.
     pub cluster: u64,
@@ -39,22 +39,24 @@ pub struct Message {
 }
 
 /// What a message says. All ballots are about the view after the sender's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Body {
-    /// One-round ballot: vote for this next view, which the sender voted for.
-    Propose(Arc<View>),
+    /// One-round ballot: vote for this change of the view, which the sender voted for.
+    Propose(Arc<Change>),
     /// I voted for your proposal.
     Ack,
     /// I cannot.
     Nack(Refusal),
-    /// This view was decided.
+    /// This change of the sender's last view was decided: for those who have that view.
+    Decided(Arc<Change>),
+    /// This view was decided: for everybody else.
     Install(Arc<View>),
     /// Second ballot, first step.
     Prepare(Ballot),
     /// I follow no older ballot from now on, and this is how I voted.
     Promise(Ballot, Promise),
     /// Second ballot, second step.
-    Accept(Ballot, Arc<View>),
+    Accept(Ballot, Arc<Change>),
     /// I voted for that ballot's value.
     Accepted(Ballot),
     /// Take this node in.
@@ -66,10 +68,12 @@ pub enum Body {
     },
     /// The joiner cannot be taken in.
     JoinRefused(JoinRefusal),
-    /// Take this member out: it wants to go.
+    /// A member wants to go, or to stay after all.
     Leave {
-        /// Who wants to go.
+        /// Who.
         member: NodeId,
+        /// Which step.
+        step: Departure,
         /// True when a member passes it on; it is not passed on again.
         forwarded: bool,
     },
@@ -77,8 +81,20 @@ pub enum Body {
     Heartbeat(Beat),
 }
 
+/// A member goes in two views: in the first it stays a member but is nobody's predecessor any more,
+/// so that what it holds is copied elsewhere while it still answers for it; in the second it is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Departure {
+    /// Take this member out of its duties. (A witness has none, and is out at once.)
+    Begin,
+    /// Nobody counts on what it holds any more: let it go.
+    Finish,
+    /// It stays after all.
+    Cancel,
+}
+
 /// Why a voter does not follow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Refusal {
     /// It voted for another value, or the proposal takes it out.
     OtherVote,
@@ -87,7 +103,7 @@ pub enum Refusal {
 }
 
 /// Why a node is not taken in.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
 pub enum JoinRefusal {
     /// The joiner belongs to another cluster.
     #[error("this is cluster {existing:016x}, the joiner belongs to {joiner:016x}")]
@@ -117,7 +133,7 @@ pub enum JoinRefusal {
 }
 
 /// The body of a heartbeat.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Beat {
     /// Grows with each beat of one node; older beats do not overrule newer ones.
     pub counter: u64,
@@ -129,8 +145,8 @@ pub struct Beat {
     pub settled: Vec<NodeId>,
 }
 
-/// An owner's predecessor of one view holds its whole mirror.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// An owner's predecessors of one view hold its whole mirror.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Confirmation {
     /// Whose mirror.
     pub owner: NodeId,

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
-    Body, JoinRefusal, MEMBERS_MAX, Member, Membership, NodeId, OWNERS_MAX, Output, Peer, Time,
-    View, detector::Detector, machine::Phase,
+    Body, Change, Departure, JoinRefusal, MEMBERS_MAX, Member, Membership, NodeId, OWNERS_MAX,
+    Output, Peer, Time, View, detector::Detector, machine::Phase,
 };
 use crate::name::Name;
 
@@ -42,9 +42,9 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     joins: BTreeMap<Name, Waiting>,
-    leaves: BTreeMap<NodeId, Time>,
-    /// When this node, which is leaving, asks again.
-    pub(super) leave_at: Option<Time>,
+    departures: BTreeMap<NodeId, (Departure, Time)>,
+    /// When this node, which wants to leave or to stay after all, asks again.
+    pub(super) depart_at: Option<Time>,
 }
 
 impl Requests {
@@ -58,8 +58,17 @@ impl Requests {
         waiting.filter(move |joiner| namesake(view, detector, joiner).is_none())
     }
 
-    pub(super) fn leavers(&self) -> impl Iterator<Item = &NodeId> {
-        self.leaves.keys()
+    /// Adds the departures that can be decided now.
+    pub(super) fn departures(&self, view: &View, change: &mut Change) {
+        for (id, (step, _)) in &self.departures {
+            let list = match (step, view.contains(id), view.is_leaving(id)) {
+                (Departure::Begin, true, false) => &mut change.leaving,
+                (Departure::Begin, false, _) | (Departure::Finish, _, true) => &mut change.left,
+                (Departure::Cancel, _, true) => &mut change.staying,
+                _ => continue,
+            };
+            list.push(id.clone());
+        }
     }
 
     /// Forgets what is done, pointless or not asked for any more.
@@ -69,7 +78,7 @@ impl Requests {
             let older = |id: &NodeId| id.incarnation < waiting.member.id.incarnation;
             waiting.until > now && newest.is_none_or(older)
         });
-        self.leaves.retain(|id, until| *until > now && view.admits(id));
+        self.departures.retain(|id, (_, until)| *until > now && view.admits(id));
     }
 }
 
@@ -133,32 +142,47 @@ impl Membership {
             out.push(Output::Left);
         } else if !self.leaving {
             self.leaving = true;
-            self.persist(out);
-            self.requests.leave_at = Some(now);
+            self.requests.depart_at = Some(now);
         }
     }
 
-    /// A leaving node repeats its wish until it is out.
-    pub(super) fn ask_to_leave(&mut self, now: Time, out: &mut Vec<Output>) {
-        if !self.leaving || self.requests.leave_at.is_some_and(|at| at > now) {
+    /// The step that this node waits for, if any.
+    fn departure(&self) -> Option<Departure> {
+        let view = self.view.as_ref()?;
+        match (self.leaving, view.is_leaving(&self.me.id)) {
+            (true, false) => Some(Departure::Begin),
+            (true, true) => self.handed_over.then_some(Departure::Finish),
+            (false, true) => Some(Departure::Cancel),
+            (false, false) => None,
+        }
+    }
+
+    /// Repeats what this node wants until it is so.
+    pub(super) fn ask_to_depart(&mut self, now: Time, out: &mut Vec<Output>) {
+        let Some(step) = self.departure() else {
+            self.requests.depart_at = None;
+            return;
+        };
+        if self.requests.depart_at.is_some_and(|at| at > now) {
             return;
         }
-        self.requests.leave_at = Some(now + self.config.retry_after);
+        self.requests.depart_at = Some(now + self.config.retry_after);
         let me = self.me.id.clone();
         match self.collector(&me) {
-            Some(to) => self.send(&to, Body::Leave { member: me, forwarded: false }, out),
-            None => self.await_leave(now, me),
+            Some(to) => self.send(&to, Body::Leave { member: me, step, forwarded: false }, out),
+            None => self.await_departure(now, me, step),
         }
     }
 
     // The one who collects.
 
     /// Who proposes joins and leaves, so that these do not collide: the first live ring member,
-    /// other than `without`.
+    /// other than `without`, and one that stays if there is one.
     fn collector(&self, without: &NodeId) -> Option<Peer> {
         let view = self.view.as_ref()?;
         let live = |m: &&Member| m.id != *without && !self.detector.is_suspect(&m.id);
-        view.ring.iter().find(live).map(Peer::from)
+        let mut staying = view.ring.iter().filter(|m| !view.is_leaving(&m.id));
+        staying.find(live).or_else(|| view.ring.iter().find(live)).map(Peer::from)
     }
 
     /// To whom a request is passed on, if to anybody.
@@ -224,11 +248,12 @@ impl Membership {
         self.requests.joins.insert(member.id.name.clone(), Waiting { member, since, until });
     }
 
-    pub(super) fn asked_to_leave(
+    pub(super) fn asked_to_depart(
         &mut self,
         now: Time,
         from: &Peer,
         member: NodeId,
+        step: Departure,
         forwarded: bool,
         out: &mut Vec<Output>,
     ) {
@@ -238,15 +263,15 @@ impl Membership {
             return;
         }
         match self.collector_elsewhere(forwarded, &member) {
-            Some(to) => self.send(&to, Body::Leave { member, forwarded: true }, out),
-            None => self.await_leave(now, member),
+            Some(to) => self.send(&to, Body::Leave { member, step, forwarded: true }, out),
+            None => self.await_departure(now, member, step),
         }
     }
 
-    fn await_leave(&mut self, now: Time, member: NodeId) {
-        let leaves = &mut self.requests.leaves;
-        if leaves.len() < WAITING_MAX || leaves.contains_key(&member) {
-            leaves.insert(member, now + self.config.suspicion_after * 4);
+    fn await_departure(&mut self, now: Time, member: NodeId, step: Departure) {
+        let departures = &mut self.requests.departures;
+        if departures.len() < WAITING_MAX || departures.contains_key(&member) {
+            departures.insert(member, (step, now + self.config.suspicion_after * 4));
         }
     }
 }

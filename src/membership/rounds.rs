@@ -1,46 +1,33 @@
-//! The one-round ballot, and what is due when: the messages around one node's
-//! [`Votes`](super::ballot::Votes).
+//! When to propose, to ask again and to take the lead: the schedule around one [`Instance`]. It
+//! decides how fast a view follows another, never whether that is safe.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    Body, Change, Member, Membership, NodeId, Output, Peer, Refusal, Time, View,
-    ballot::{Ballot, Promise},
+    Body, Change, Membership, NodeId, Output, Peer, Time, View,
+    instance::{Pace, Step},
     machine::Phase,
-    quorum::fast_quorum,
-    slow::{Lead, is_possible},
 };
 
 /// A candidate waits for at most this many others.
-pub(super) const RANK_MAX: u32 = 20;
+const RANK_MAX: u32 = 20;
 /// Waiting doubles with each attempt, so many times.
-pub(super) const DOUBLINGS_MAX: u32 = 4;
-/// Beyond this a round is nonsense.
-pub(super) const ROUND_MAX: u32 = u32::MAX / 2;
-/// Refused proposals that are remembered for the merge.
-const REFUSED_MAX: usize = 8;
+const DOUBLINGS_MAX: u32 = 4;
 
-/// What a node remembers of the ballots on the next number without having to.
+/// What is due when, about the view after the installed one.
 #[derive(Debug, Default)]
-pub(super) struct Round {
-    /// Who acknowledged this node's proposal.
-    pub(super) acks: BTreeSet<NodeId>,
-    /// Proposals that this node could not follow, for the merge.
-    pub(super) refused: Vec<Arc<View>>,
-    /// The slow ballot that this node coordinates.
-    pub(super) lead: Option<Lead>,
-    pub(super) round_seen: u32,
-    pub(super) attempts: u32,
-    pub(super) retries: u32,
-    pub(super) propose_at: Option<Time>,
-    pub(super) retry_at: Option<Time>,
-    /// When this node begins a slow ballot; set as soon as it knows that something is to be decided.
-    pub(super) coordinate_at: Option<Time>,
+pub(super) struct Schedule {
+    attempts: u32,
+    retries: u32,
+    propose_at: Option<Time>,
+    retry_at: Option<Time>,
+    /// When this node takes the lead; set as soon as it knows that something is to be decided.
+    lead_at: Option<Time>,
 }
 
-impl Round {
+impl Schedule {
     pub(super) fn deadlines(&self) -> [Option<Time>; 3] {
-        [self.propose_at, self.retry_at, self.coordinate_at]
+        [self.propose_at, self.retry_at, self.lead_at]
     }
 }
 
@@ -54,8 +41,8 @@ impl Membership {
             };
             self.requests.prune(&view, now);
             self.propose_if_due(&view, now, out);
-            self.coordinate_if_due(&view, now, out);
-            self.retry_if_due(&view, now, out);
+            self.lead_if_due(&view, now, out);
+            self.ask_again_if_due(&view, now, out);
             if self.number() == view.number {
                 return;
             }
@@ -64,11 +51,11 @@ impl Membership {
 
     /// After a restart: whatever was going on may still be undecided.
     pub(super) fn take_up_votes(&mut self, now: Time) {
-        if self.votes.declarable(&self.me.id).is_some() {
-            self.round.acks.insert(self.me.id.clone());
-            self.round.retry_at = Some(now);
+        let Some(instance) = &self.instance else { return };
+        if instance.awaits_answers() {
+            self.schedule.retry_at = Some(now);
         }
-        if self.votes.promised.is_some() || self.votes.cast != Promise::default() {
+        if !instance.is_fresh() {
             self.stir(now, false);
         }
     }
@@ -77,36 +64,34 @@ impl Membership {
         &mut self,
         now: Time,
         from: &Peer,
-        body: Body,
+        body: &Body,
         out: &mut Vec<Output>,
     ) {
-        let Some(view) = self.view.clone() else { return };
-        let Some(rank) = view.voter_rank(&from.id) else { return };
-        if !view.is_voter(&self.me.id) {
-            return;
+        let Some(instance) = &mut self.instance else { return };
+        let mut steps = Vec::new();
+        let pace = instance.receive(&from.id, body, &mut steps);
+        self.take(now, steps, out);
+        match pace {
+            Pace::Unchanged => {}
+            Pace::Begun => self.stir(now, false),
+            Pace::Contested => self.stir(now, true),
+            Pace::Led => self.postpone(now),
         }
-        let from_coordinator =
-            |ballot: Ballot| ballot.rank as usize == rank && ballot.round <= ROUND_MAX;
-        match body {
-            Body::Propose(value) if view.precedes(&value) => {
-                self.proposed(now, from, &value, out);
+    }
+
+    /// Does what the instance wants done.
+    fn take(&mut self, now: Time, steps: Vec<Step>, out: &mut Vec<Output>) {
+        for step in steps {
+            match step {
+                Step::Persist => self.persist(out),
+                Step::Send { to, body } => {
+                    let to = self.view.as_ref().and_then(|view| view.member(&to)).map(Peer::from);
+                    if let Some(to) = to {
+                        self.send(&to, body, out);
+                    }
+                }
+                Step::Decided(change) => return self.decided(now, &change, out),
             }
-            Body::Ack => {
-                self.round.acks.insert(from.id.clone());
-                self.declare_if_decided(&view, now, out);
-            }
-            Body::Nack(refusal) => self.refused_by_voter(now, &refusal),
-            Body::Prepare(ballot) if from_coordinator(ballot) => {
-                self.asked_to_promise(now, from, ballot, out);
-            }
-            Body::Promise(ballot, promise) if is_possible(&view, &promise) => {
-                self.promised(&view, now, from, ballot, promise, out);
-            }
-            Body::Accept(ballot, value) if from_coordinator(ballot) && view.precedes(&value) => {
-                self.asked_to_accept(now, from, ballot, &value, out);
-            }
-            Body::Accepted(ballot) => self.accepted(&view, now, from, ballot, out),
-            _ => {}
         }
     }
 
@@ -114,30 +99,31 @@ impl Membership {
     pub(super) fn wish(&self, view: &View, now: Time) -> Option<(Time, Change)> {
         let mut change = Change::default();
         let mut at = None;
-        for joiner in self.requests.joiners(view, &self.detector) {
-            change.joined.push(joiner.clone());
-            at = Some(now);
-        }
-        for leaver in self.requests.leavers() {
-            change.left.push(leaver.clone());
+        change.joined.extend(self.requests.joiners(view, &self.detector).cloned());
+        self.requests.departures(view, &mut change);
+        if !change.is_empty() {
             at = Some(now);
         }
         for (suspect, since) in self.detector.suspects() {
             let turn = since + self.config.propose_stagger * self.removal_rank(view, suspect);
             at = Some(at.map_or(turn, |at: Time| at.min(turn)));
             if !change.evicts(suspect) && !change.left.contains(suspect) {
+                change.leaving.retain(|id| id != suspect);
+                change.staying.retain(|id| id != suspect);
                 change.removed.push(suspect.clone());
             }
         }
-        at.map(|at| (at, change))
+        at.map(|at| (at, self.facts.attach(view, change)))
     }
 
-    /// The view that this node wants next. Where its suspects are too many to be taken out, the
-    /// other wishes stand.
-    pub(super) fn wished(&self, view: &View, change: &Change) -> Option<Arc<View>> {
-        let without = Change { removed: Vec::new(), ..change.clone() };
-        let next = view.next(change, &self.facts).or_else(|_| view.next(&without, &self.facts));
-        next.ok().map(Arc::new)
+    /// What of a wish can be: where the suspects are too many to be taken out, or nobody would
+    /// stay, the other wishes stand.
+    fn possible(&self, view: &View, change: Change) -> Option<Arc<Change>> {
+        let nobody_goes = Change { leaving: Vec::new(), ..change.clone() };
+        let nobody_fails = Change { removed: Vec::new(), ..change.clone() };
+        let neither = Change { removed: Vec::new(), ..nobody_goes.clone() };
+        let choices = [change, nobody_goes, nobody_fails, neither];
+        choices.into_iter().find(|change| view.next(change).is_ok()).map(Arc::new)
     }
 
     /// Its predecessor takes out a failed member, then that one's predecessor, and so on.
@@ -151,105 +137,88 @@ impl Membership {
     }
 
     fn propose_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
-        self.round.propose_at = None;
-        let Some((at, change)) = self.wish(view, now) else { return };
-        if self.votes.cast.vote.is_some() || self.votes.cast.accepted.is_some() {
+        self.schedule.propose_at = None;
+        let Some((at, wish)) = self.wish(view, now) else { return };
+        if !self.instance.as_ref().is_some_and(|instance| instance.may_propose()) {
             return;
         }
         if at > now {
-            self.round.propose_at = Some(at);
+            self.schedule.propose_at = Some(at);
             return;
         }
-        let Some(value) = self.wished(view, &change) else { return };
-        if !self.votes.propose(&self.me.id, value.clone()) {
-            // Promised, so it takes a slow ballot.
-            if self.round.coordinate_at.is_none() {
-                self.stir(now, false);
-            }
+        let Some(change) = self.possible(view, wish) else { return };
+        let Some(instance) = &mut self.instance else { return };
+        let mut steps = Vec::new();
+        if instance.propose(&change, &mut steps) {
+            self.schedule.retry_at = Some(now + self.config.retry_after);
+            self.stir(now, false);
+            self.take(now, steps, out);
+        } else if self.schedule.lead_at.is_none() {
+            self.stir(now, false); // promised, so it takes a slow ballot
+        }
+    }
+
+    fn lead_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
+        if self.number() != view.number || self.schedule.lead_at.is_none_or(|at| at > now) {
             return;
         }
-        self.persist(out);
-        self.round.acks = BTreeSet::from([self.me.id.clone()]);
-        self.send_to_voters(view, out, |member| {
-            (!value.change.evicts(&member.id)).then(|| Body::Propose(value.clone()))
-        });
-        self.round.retry_at = Some(now + self.config.retry_after);
-        self.stir(now, false);
-        self.declare_if_decided(view, now, out);
-    }
-
-    fn proposed(&mut self, now: Time, from: &Peer, value: &Arc<View>, out: &mut Vec<Output>) {
-        match self.votes.acknowledge(&self.me.id, &from.id, value) {
-            Ok(news) => {
-                if news {
-                    self.persist(out);
-                }
-                self.send(from, Body::Ack, out);
-                self.stir(now, false);
-            }
-            Err(refusal) => {
-                let refused = &mut self.round.refused;
-                if refused.len() < REFUSED_MAX && !refused.contains(value) {
-                    refused.push(value.clone());
-                }
-                let contested = !value.change.evicts(&self.me.id);
-                self.send(from, Body::Nack(refusal), out);
-                self.stir(now, contested);
-            }
+        self.schedule.lead_at = None;
+        let wish = self.wish(view, now).and_then(|(_, wish)| self.possible(view, wish));
+        let Some(instance) = &mut self.instance else { return };
+        let mut steps = Vec::new();
+        if instance.take_the_lead(wish, &mut steps) {
+            self.schedule.attempts += 1;
+            self.schedule.retry_at = Some(now + self.config.retry_after);
+            self.postpone(now);
+            self.take(now, steps, out);
         }
     }
 
-    fn refused_by_voter(&mut self, now: Time, refusal: &Refusal) {
-        if let Refusal::Promised(ballot) = *refusal
-            && ballot.round <= ROUND_MAX
-        {
-            self.round.round_seen = self.round.round_seen.max(ballot.round);
-            self.round.lead.take_if(|lead| lead.ballot < ballot);
-        }
-        self.stir(now, true);
-    }
-
-    fn declare_if_decided(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
-        let Some(value) = self.votes.declarable(&self.me.id).cloned() else { return };
-        if self.round.acks.len() >= fast_quorum(view.voters.len()) {
-            self.decided(now, value, out);
-        }
-    }
-
-    fn retry_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
-        if self.number() != view.number || self.round.retry_at.is_none_or(|at| at > now) {
+    fn ask_again_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
+        if self.number() != view.number || self.schedule.retry_at.is_none_or(|at| at > now) {
             return;
         }
-        let doublings = self.round.retries.min(DOUBLINGS_MAX);
-        self.round.retries += 1;
-        self.round.retry_at = Some(now + self.config.retry_after * (1 << doublings));
-        if let Some(lead) = &self.round.lead {
-            self.send_to_voters(view, out, |to| match &lead.value {
-                Some(_) if lead.accepted.contains(&to.id) => None,
-                Some(value) => Some(Body::Accept(lead.ballot, value.clone())),
-                None if lead.promises.contains_key(&to.id) => None,
-                None => Some(Body::Prepare(lead.ballot)),
-            });
-        } else if let Some(value) = self.votes.declarable(&self.me.id) {
-            self.send_to_voters(view, out, |to| {
-                let wanted = !self.round.acks.contains(&to.id) && !value.change.evicts(&to.id);
-                wanted.then(|| Body::Propose(value.clone()))
-            });
-        } else {
-            self.round.retry_at = None;
-        }
+        let Some(instance) = self.instance.as_ref().filter(|i| i.awaits_answers()) else {
+            self.schedule.retry_at = None;
+            return;
+        };
+        let doublings = self.schedule.retries.min(DOUBLINGS_MAX);
+        self.schedule.retries += 1;
+        self.schedule.retry_at = Some(now + self.config.retry_after * (1 << doublings));
+        let mut steps = Vec::new();
+        instance.ask_again(&mut steps);
+        self.take(now, steps, out);
     }
 
-    pub(super) fn send_to_voters(
-        &self,
-        view: &View,
-        out: &mut Vec<Output>,
-        body: impl Fn(&Member) -> Option<Body>,
-    ) {
-        for member in &view.voters {
-            if let Some(body) = body(member) {
-                self.send(&member.into(), body, out);
-            }
-        }
+    /// Something is to be decided: if that takes too long, this node will take the lead.
+    fn stir(&mut self, now: Time, contested: bool) {
+        let Some(view) = self.view.as_ref() else { return };
+        let stagger = self.config.propose_stagger;
+        let rank = self.live_rank(view);
+        let at = match contested {
+            true => now + stagger * (rank + 1),
+            false => now + self.config.slow_ballot_after + stagger * rank,
+        };
+        let planned = self.schedule.lead_at;
+        self.schedule.lead_at = match planned {
+            Some(planned) if self.schedule.attempts > 0 || planned < at => Some(planned),
+            _ => Some(at),
+        };
+    }
+
+    /// Somebody leads: give him time.
+    fn postpone(&mut self, now: Time) {
+        let Some(view) = self.view.as_ref() else { return };
+        let doublings = self.schedule.attempts.min(DOUBLINGS_MAX);
+        let patience = self.config.slow_ballot_after * (1 << doublings);
+        let stagger = self.config.propose_stagger * self.live_rank(view);
+        self.schedule.lead_at = Some(now + patience + stagger);
+    }
+
+    /// How many voters before this one seem to live.
+    fn live_rank(&self, view: &View) -> u32 {
+        let before = view.voters.iter().take_while(|m| m.id != self.me.id);
+        let live = before.filter(|m| !self.detector.is_suspect(&m.id)).count();
+        u32::try_from(live).unwrap_or(RANK_MAX).min(RANK_MAX)
     }
 }

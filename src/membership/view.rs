@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Change, MEMBERS_MAX, OWNERS_MAX, OwnerHolders, holders::RUNS_MAX};
+use super::{Change, MEMBERS_MAX, MIRRORS_MAX, OWNERS_MAX, OwnerHolders, holders::RUNS_MAX};
 use crate::name::Name;
 
 /// One life of a node. A node that restarted without its memory is another `NodeId` with the same
@@ -30,7 +30,7 @@ impl fmt::Debug for NodeId {
 }
 
 /// A node as the others know it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Member {
     /// Who it is.
     pub id: NodeId,
@@ -40,10 +40,12 @@ pub struct Member {
     pub witness: bool,
     /// What it shares a fate with, such as a rack.
     pub zone: Option<Name>,
+    /// On how many predecessors it keeps a copy of what it owns, 1 to [`MIRRORS_MAX`].
+    pub mirrors: u8,
 }
 
 /// What the voters of the view before agreed on: everything that all members see alike.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct View {
     /// Which cluster. Never zero.
     pub cluster: u64,
@@ -51,6 +53,9 @@ pub struct View {
     pub number: u64,
     /// The directed circle: each member's predecessor stands before it, the first one's is the last.
     pub ring: Vec<Member>,
+    /// Ring members that are on their way out, sorted. They are members in everything, but nobody's
+    /// predecessor: what they hold moves to others before they go.
+    pub leaving: Vec<NodeId>,
     /// Who decides the next view: the ring in its order, the witnesses, and enough of those who
     /// left against their will that there are three.
     pub voters: Vec<Member>,
@@ -65,7 +70,8 @@ impl View {
     pub fn first(cluster: u64, founder: Member) -> Self {
         let holders = vec![OwnerHolders { owner: founder.id.clone(), runs: Vec::new() }];
         let (ring, voters) = (vec![founder.clone()], vec![founder]);
-        Self { cluster, number: 1, ring, voters, holders, change: Change::default() }
+        let (leaving, change) = (Vec::new(), Change::default());
+        Self { cluster, number: 1, ring, leaving, voters, holders, change }
     }
 
     /// Where `node` stands in the ring.
@@ -73,18 +79,53 @@ impl View {
         self.ring.iter().position(|m| m.id == *node)
     }
 
-    /// The member that holds the mirror of `node`. None in a ring of one, or of a stranger.
-    pub fn predecessor(&self, node: &NodeId) -> Option<&Member> {
-        let at = self.position(node)?;
-        let before = (at + self.ring.len() - 1) % self.ring.len();
-        (before != at).then(|| &self.ring[before])
+    /// Whether `node` is on its way out of the ring.
+    pub fn is_leaving(&self, node: &NodeId) -> bool {
+        self.leaving.binary_search(node).is_ok()
     }
 
-    /// The member whose mirror `node` holds. None in a ring of one, or of a stranger.
+    /// The members that hold the mirrors of `node`, the nearest first: as many as it wants, or as
+    /// there are. Empty of a stranger.
+    pub fn predecessors(&self, node: &NodeId) -> Vec<&Member> {
+        let Some(at) = self.position(node) else { return Vec::new() };
+        let wanted = usize::from(self.ring[at].mirrors);
+        self.standing_before(at).take(wanted).collect()
+    }
+
+    /// The first of [`View::predecessors`].
+    pub fn predecessor(&self, node: &NodeId) -> Option<&Member> {
+        self.standing_before(self.position(node)?).next()
+    }
+
+    /// The member whose first predecessor `node` is, or would be if it stayed.
     pub fn successor(&self, node: &NodeId) -> Option<&Member> {
-        let at = self.position(node)?;
-        let after = (at + 1) % self.ring.len();
-        (after != at).then(|| &self.ring[after])
+        let (at, len) = (self.position(node)?, self.ring.len());
+        let after = (1..len).map(|step| &self.ring[(at + step) % len]);
+        after.into_iter().find(|m| !self.is_leaving(&m.id))
+    }
+
+    /// Who stands next to `node` on either side: they watch each other. Leaving members too.
+    pub fn neighbours(&self, node: &NodeId) -> impl Iterator<Item = &Member> {
+        let len = self.ring.len();
+        let at = self.position(node).filter(|_| len > 1);
+        let before = at.map(|at| &self.ring[(at + len - 1) % len]);
+        let after = at.filter(|_| len > 2).map(|at| &self.ring[(at + 1) % len]);
+        before.into_iter().chain(after)
+    }
+
+    /// Every member and its [`View::predecessors`].
+    pub(super) fn holder_sets(&self) -> impl Iterator<Item = (&NodeId, Vec<&NodeId>)> {
+        self.ring.iter().enumerate().map(|(at, owner)| {
+            let holders = self.standing_before(at).take(usize::from(owner.mirrors));
+            (&owner.id, holders.map(|m| &m.id).collect())
+        })
+    }
+
+    /// The members that stay, from the one before position `at` backwards.
+    fn standing_before(&self, at: usize) -> impl Iterator<Item = &Member> {
+        let len = self.ring.len();
+        let before = (1..len).map(move |step| &self.ring[(at + len - step) % len]);
+        before.filter(|m| !self.is_leaving(&m.id))
     }
 
     /// Whether this life of the node is in the ring.
@@ -154,7 +195,9 @@ impl View {
             && self.holders.len() <= OWNERS_MAX
             && self.holders.iter().all(|h| h.runs.len() <= RUNS_MAX)
             && self.holders.windows(2).all(|pair| pair[0].owner < pair[1].owner)
-            && self.ring.iter().all(|m| !m.witness)
+            && self.ring.iter().all(|m| !m.witness && (1..=MIRRORS_MAX).contains(&m.mirrors))
+            && self.leaving.is_sorted_by(|a, b| a < b)
+            && self.leaving.iter().all(|id| self.contains(id))
             && unique(&self.voters)
             && ring_votes_in_order
     }

@@ -50,7 +50,7 @@ impl Node {
         let me = self.id();
         let left_over = |owner: &crate::membership::NodeId| {
             view.predecessor(owner).is_none_or(|p| p.id != me)
-                && view.holders_of(owner).iter().all(|run| run.holder != me)
+                && view.holders_of(owner).iter().all(|run| !run.holders.contains(&me))
         };
         let mirrors = self.mirrors.borrow();
         mirrors.keys().filter(|(_, owner, _)| left_over(owner)).cloned().collect()
@@ -120,7 +120,7 @@ impl Node {
         let recovering = view.holders.iter().find(|h| {
             (h.owner.name == self.id().name || mine.successor.as_ref() == Some(&h.owner))
                 && !view.contains(&h.owner)
-                && h.runs.last().is_some_and(|run| view.contains(&run.holder))
+                && h.runs.last().is_some_and(|run| run.holders.iter().any(|h| view.contains(h)))
         });
         if newer_here || recovering.is_some() {
             return wait("its mirror is being recovered".to_owned());

@@ -253,5 +253,5 @@ impl Node {
 /// This node as a member.
 pub(super) fn member(name: crate::name::Name, incarnation: u64, address: SocketAddr) -> Member {
     let id = crate::membership::NodeId { name, incarnation };
-    Member { id, address, witness: false, zone: None }
+    Member { id, address, witness: false, zone: None, mirrors: 1 }
 }

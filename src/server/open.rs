@@ -126,7 +126,9 @@ impl Node {
     fn unrecovered(&self) -> Option<Name> {
         let view = self.view()?;
         let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
-        let gone = gone.find(|h| h.runs.last().is_some_and(|run| view.contains(&run.holder)))?;
+        let gone = gone.find(|h| {
+            h.runs.last().is_some_and(|run| run.holders.iter().any(|h| view.contains(h)))
+        })?;
         Some(gone.owner.name.clone())
     }
 
@@ -134,8 +136,10 @@ impl Node {
     fn lost(&self) -> Option<(Name, Name)> {
         let view = self.view()?;
         let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
-        let lost = gone.find(|h| h.runs.last().is_some_and(|run| !view.contains(&run.holder)))?;
-        Some((lost.owner.name.clone(), lost.runs.last()?.holder.name.clone()))
+        let lost = gone.find(|h| {
+            h.runs.last().is_some_and(|run| !run.holders.iter().any(|h| view.contains(h)))
+        })?;
+        Some((lost.owner.name.clone(), lost.runs.last()?.holders.first()?.name.clone()))
     }
 
     /// Told once to whoever makes a checkpoint that may have been there before.

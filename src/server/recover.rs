@@ -27,14 +27,14 @@ impl Node {
         let Some(view) = self.view() else { return };
         let me = self.id();
         for gone in view.holders.iter().filter(|h| !view.contains(&h.owner)) {
-            if gone.runs.iter().any(|run| run.holder == me) {
+            if gone.runs.iter().any(|run| run.holders.contains(&me)) {
                 // F1: whatever is recovered later, this owner writes here no more.
                 if let Err(failure) = self.fence_quickly(&gone.owner).await {
                     tracing::error!(%failure, owner = %gone.owner, "fencing");
                 }
             }
             // The newest holder of its mirror looks after what it left behind.
-            if gone.runs.last().is_some_and(|run| run.holder == me)
+            if gone.runs.last().is_some_and(|run| run.holders.first() == Some(&me))
                 && self.recovering.borrow_mut().insert(gone.owner.clone())
             {
                 tokio::task::spawn_local(self.clone().recover_owner(gone.owner.clone()));
@@ -87,7 +87,7 @@ impl Node {
         let runs: Vec<Run<NodeId>> = view
             .holders_of(owner)
             .iter()
-            .map(|run| Run { since: run.since, holder: run.holder.clone() })
+            .map(|run| Run { since: run.since, holder: run.holders[0].clone() })
             .collect();
         let mut reports: BTreeMap<NodeId, Vec<FencedCopy>> = BTreeMap::new();
         for run in &runs {

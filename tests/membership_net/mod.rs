@@ -68,6 +68,8 @@ pub(crate) struct Node {
     pub(crate) evictions: usize,
     pub(crate) refusals: Vec<JoinRefusal>,
     pub(crate) left: bool,
+    /// What it has is nobody's concern: if it leaves, it hands over at once.
+    pub(crate) has_nothing: bool,
 }
 
 impl Node {
@@ -136,7 +138,7 @@ impl Net {
         let node = self.node(name);
         node.incarnation += 1;
         let id = NodeId { name: Name::new(name).unwrap(), incarnation: node.incarnation };
-        Member { id, address: node.address.unwrap(), witness: node.witness, zone: None }
+        Member { id, address: node.address.unwrap(), witness: node.witness, zone: None, mirrors: 1 }
     }
 
     pub(crate) fn found(&mut self, name: &str) {
@@ -203,6 +205,12 @@ impl Net {
         let stored = std::mem::take(&mut self.node(name).stored);
         self.forgotten.extend(stored.into_keys());
         self.join(name);
+    }
+
+    /// A node that nobody counts on leaves.
+    pub(crate) fn leave(&mut self, name: &str) {
+        self.node(name).has_nothing = true;
+        self.event(name, Event::Leave);
     }
 
     /// Cuts the network between two groups; nothing crosses until [`Net::heal`].
@@ -327,7 +335,7 @@ impl Net {
         let mut out = Vec::new();
         machine.handle(now, event, &mut out);
         let me = Peer::from(machine.me());
-        let mut rejoin = false;
+        let (mut rejoin, mut hands_over) = (false, false);
         for output in out {
             match output {
                 Output::Send { to, message } => self.post(&me, to.address, message),
@@ -339,7 +347,10 @@ impl Net {
                         return self.kill(name);
                     }
                 }
-                Output::Install(view) => self.check_agreement(view),
+                Output::Install(view) => {
+                    hands_over = view.is_leaving(&me.id);
+                    self.check_agreement(view);
+                }
                 Output::Evicted { view } => {
                     assert!(!view.admits(&me.id));
                     self.check_agreement(view);
@@ -355,7 +366,9 @@ impl Net {
             node.lives.remove(life);
             node.stored.remove(&me.id);
         }
-        if node.lives.last().is_some_and(Membership::is_finished) {
+        if hands_over && life + 1 == node.lives.len() && node.has_nothing {
+            self.event(name, Event::HandedOver);
+        } else if node.lives.last().is_some_and(Membership::is_finished) {
             self.kill(name);
         } else if rejoin {
             self.join(name);
@@ -409,6 +422,7 @@ fn kind(body: &Body) -> &'static str {
         Body::Ack => "ack",
         Body::Nack(_) => "nack",
         Body::Install(_) => "install",
+        Body::Decided(_) => "decided",
         Body::Prepare(_) => "prepare",
         Body::Promise(..) => "promise",
         Body::Accept(..) => "accept",

@@ -150,7 +150,10 @@ impl Engine {
     fn tell_view(&mut self, index: usize) {
         if let (Some(owned), Some(view)) = (&mut self.owned[index], &self.view) {
             let predecessor = view.predecessor(&self.me).map(|m| {
-                let run = view.holders_of(&self.me).last().filter(|run| run.holder == m.id);
+                let run = view
+                    .holders_of(&self.me)
+                    .last()
+                    .filter(|run| run.holders.first() == Some(&m.id));
                 (m.id.clone(), run.map_or(view.number, |run| run.since))
             });
             owned.mirror.view_installed(view.number, predecessor, |h| view.contains(h));
