@@ -80,6 +80,11 @@ impl Instance {
         Self { me, view, votes, acks, lead: None, round_seen: 0 }
     }
 
+    /// Whose part this is.
+    pub fn me(&self) -> &NodeId {
+        &self.me
+    }
+
     /// The view whose successor is decided.
     pub fn view(&self) -> &Arc<View> {
         &self.view
