@@ -186,6 +186,11 @@ impl Node {
         self.me.borrow().id.clone()
     }
 
+    /// This node votes and stores nothing.
+    pub(super) fn is_witness(&self) -> bool {
+        self.me.borrow().witness
+    }
+
     pub(super) fn view(&self) -> Option<Arc<View>> {
         self.view.borrow().clone()
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     data_plane::{Attachment, Command},
-    failures::{internal, invalid, no_such, permission},
+    failures::{internal, invalid, no_such, permission, stored_elsewhere},
     node::{Node, Owned},
     rpc::{Copy, Standing},
     store::{Held, Meta, Owner, is_writer, open_for_client},
@@ -48,6 +48,9 @@ pub(super) struct Attached {
 impl Node {
     /// Opens a checkpoint for a local client, wherever it is now.
     pub(super) async fn open(self: &Rc<Self>, wish: Wish) -> Result<Attached, Failure> {
+        if self.is_witness() {
+            return Err(stored_elsewhere(&wish.name, &self.id(), &self.others()));
+        }
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
             let result = {
