@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::values::{
-    Detection, DurabilityChoice, LogFormat, Poll, Size, TransportChoice, parse_duration,
+    Detection, DurabilityChoice, LogFormat, Period, Poll, Size, TransportChoice, parse_duration,
 };
 use crate::name::Name;
 
@@ -99,7 +99,9 @@ Examples:
   ringkeep serve --name b --listen 127.0.0.1:7742 --join 127.0.0.1:7741 --socket /tmp/b.sock
       a second server on the same machine
   ringkeep serve --listen 10.0.0.2:7741 --join 10.0.0.1:7741 --cluster-key /etc/ringkeep/key
-      a node of a cluster; `ringkeep keygen` makes the key")]
+      a node of a cluster; `ringkeep keygen` makes the key
+  ringkeep serve --name w --listen 127.0.0.1:7743 --join 127.0.0.1:7741,127.0.0.1:7742 --witness
+      a third vote, so that two nodes survive the loss of one")]
 pub struct ServeArgs {
     /// This node's name in the ring [default: the host's name]
     #[arg(long, env = "RINGKEEP_NAME", hide_env_values = true)]
@@ -116,6 +118,33 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub join: Option<Vec<SocketAddr>>,
+    /// Vote and store nothing: two nodes and a witness survive the loss of any one
+    #[arg(
+        long,
+        env = "RINGKEEP_WITNESS",
+        hide_env_values = true,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub witness: Option<bool>,
+    /// What this node shares its fate with, as in rack-3: a failure domain
+    #[arg(long, env = "RINGKEEP_ZONE", hide_env_values = true, value_name = "NAME")]
+    pub zone: Option<Name>,
+    /// On how many predecessors a checkpoint of this node has a copy, 1 to 8 [default: 1]
+    #[arg(long, env = "RINGKEEP_MIRRORS", hide_env_values = true, value_name = "K")]
+    pub mirrors: Option<u8>,
+    /// How long SIGTERM may take to hand this node's mirrors over before it stops anyway; 0s stops
+    /// at once, keeps everything in memory and does not leave the ring; so does a second SIGTERM
+    /// or SIGINT [default: 30s]
+    #[arg(
+        long,
+        env = "RINGKEEP_LEAVE_TIMEOUT",
+        hide_env_values = true,
+        value_name = "DURATION",
+    )]
+    pub leave_timeout: Option<Period>,
     /// Where region files go when huge pages have no room [default: /dev/shm/ringkeep-UID/NAME]
     #[arg(long, env = "RINGKEEP_DIR", hide_env_values = true, value_name = "PATH")]
     pub dir: Option<PathBuf>,

@@ -8,13 +8,14 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
 
 use super::{
     args::ServeArgs,
-    values::{Detection, Poll, Size, TransportChoice},
+    values::{Detection, Period, Poll, Size, TransportChoice},
 };
 use crate::{
     name::{NAME_LEN_MAX, Name},
@@ -25,6 +26,10 @@ use crate::{
 pub const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7741);
 /// Less than one huge page holds no region.
 pub const MEMORY_MIN: Size = Size(2 << 20);
+/// On how many predecessors a checkpoint can have a copy.
+pub const MIRRORS: std::ops::RangeInclusive<u8> = 1..=8;
+/// How long handing mirrors over may take when nobody says how long.
+pub const LEAVE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// A configuration file is far smaller; a larger one is a mistake.
 const FILE_LEN_MAX: u64 = 1 << 20;
 
@@ -37,11 +42,19 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// Servers of the ring to join; empty for a ring of one.
     pub join: Vec<SocketAddr>,
+    /// It votes and stores nothing.
+    pub witness: bool,
+    /// What it shares a fate with.
+    pub zone: Option<Name>,
+    /// On how many predecessors its checkpoints have a copy.
+    pub mirrors: u8,
+    /// How long it may take to hand over what it holds before it stops.
+    pub leave_timeout: Duration,
     /// The local socket.
     pub socket: PathBuf,
     /// Where region files go when huge pages have no room.
     pub dir: PathBuf,
-    /// Most bytes for checkpoints and mirrors.
+    /// Most bytes for checkpoints and mirrors; 0 of a witness.
     pub memory_bytes_max: u64,
     /// How bytes travel.
     pub transport: TransportChoice,
@@ -79,6 +92,10 @@ pub struct FileConfig {
     name: Option<Name>,
     listen: Option<SocketAddr>,
     join: Option<Vec<SocketAddr>>,
+    witness: Option<bool>,
+    zone: Option<Name>,
+    mirrors: Option<u8>,
+    leave_timeout: Option<Period>,
     socket: Option<PathBuf>,
     dir: Option<PathBuf>,
     memory: Option<Size>,
@@ -145,6 +162,21 @@ pub enum ConfigError {
         /// What was given.
         address: SocketAddr,
     },
+    /// Somebody has to be there whose changes it votes on.
+    #[error("a witness cannot begin a ring: it stores nothing and only votes")]
+    WitnessAlone,
+    /// What has no meaning for a node that stores nothing.
+    #[error("a witness stores nothing, and {setting} was given")]
+    WitnessStores {
+        /// What was given.
+        setting: &'static str,
+    },
+    /// A number of copies that there is not.
+    #[error("{given} mirrors cannot be kept; it is {} to {}", MIRRORS.start(), MIRRORS.end())]
+    MirrorsOutOfRange {
+        /// What was given.
+        given: u8,
+    },
     /// Too little memory for any checkpoint.
     #[error("{given} of memory hold no checkpoint; the least is {MEMORY_MIN}")]
     TooLittleMemory {
@@ -177,6 +209,13 @@ impl ConfigError {
             }
             Self::ListenUnspecified { .. } => "give --listen the address of one interface",
             Self::JoinPortZero { .. } => "give --join the address that the other server listens on",
+            Self::WitnessAlone => "give --join the addresses of the servers that it is to vote with",
+            Self::WitnessStores { .. } => {
+                "leave it out of the flags, the environment and the file, or leave out --witness"
+            }
+            Self::MirrorsOutOfRange { .. } => {
+                "give --mirrors the number of nodes that a checkpoint must survive the loss of"
+            }
             Self::TooLittleMemory { .. } => "give --memory more, as in 1g",
             Self::TooMuchMemory { .. } => "give --memory less: services need some, too",
             Self::DeviceUnused { .. } => "leave --device out, or choose --transport auto or rdma",
@@ -216,14 +255,27 @@ pub fn resolve(
     machine: &Machine,
 ) -> Result<ServeConfig, ConfigError> {
     let name = flags.name.or(file.name).unwrap_or_else(|| node_name(&machine.hostname));
-    let memory = flags.memory.or(file.memory);
+    let witness = flags.witness.or(file.witness).unwrap_or(false);
+    let (memory, mirrors) = (flags.memory.or(file.memory), flags.mirrors.or(file.mirrors));
+    if witness {
+        let stores = [(memory.is_some(), "memory"), (mirrors.is_some(), "mirrors")];
+        if let Some(&(_, setting)) = stores.iter().find(|(given, _)| *given) {
+            return Err(ConfigError::WitnessStores { setting });
+        }
+    }
+    let memory_default = if witness { 0 } else { machine.memory_bytes / 2 };
+    let leave_timeout = flags.leave_timeout.or(file.leave_timeout);
     let default_socket = || paths::default_socket(machine.uid, machine.run_user.as_deref());
     let config = ServeConfig {
         listen: flags.listen.or(file.listen).unwrap_or(LISTEN_DEFAULT),
         join: flags.join.or(file.join).unwrap_or_default(),
+        witness,
+        zone: flags.zone.or(file.zone),
+        mirrors: mirrors.unwrap_or(*MIRRORS.start()),
+        leave_timeout: leave_timeout.map_or(LEAVE_TIMEOUT_DEFAULT, |period| period.0),
         socket: socket.or(file.socket).unwrap_or_else(default_socket),
         dir: (flags.dir.or(file.dir)).unwrap_or_else(|| paths::default_dir(machine.uid, &name)),
-        memory_bytes_max: memory.map_or(machine.memory_bytes / 2, |size| size.0),
+        memory_bytes_max: memory.map_or(memory_default, |size| size.0),
         transport: flags.transport.or(file.transport).unwrap_or(TransportChoice::Auto),
         device: flags.device.or(file.device),
         cluster_key: flags.cluster_key.or(file.cluster_key),
@@ -251,7 +303,13 @@ fn check(config: &ServeConfig, machine: &Machine) -> Result<(), ConfigError> {
         }
         _ => {}
     }
-    if config.memory_bytes_max < MEMORY_MIN.0 {
+    if config.witness && config.join.iter().all(|address| *address == config.listen) {
+        return Err(ConfigError::WitnessAlone);
+    }
+    if !MIRRORS.contains(&config.mirrors) {
+        return Err(ConfigError::MirrorsOutOfRange { given: config.mirrors });
+    }
+    if config.memory_bytes_max < MEMORY_MIN.0 && !config.witness {
         return Err(ConfigError::TooLittleMemory { given: Size(config.memory_bytes_max) });
     }
     // Zero is memory that the system does not tell.
@@ -304,6 +362,10 @@ mod tests {
         FileConfig::parse(Path::new("r.toml"), text).map_err(|e| e.to_string())
     }
 
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
     fn with(line: &str, text: &str) -> Result<ServeConfig, ConfigError> {
         let (args, socket) = flags(line);
         resolve(args, socket, file(text).unwrap(), &machine())
@@ -318,6 +380,8 @@ mod tests {
         assert_eq!(config.dir, Path::new("/dev/shm/ringkeep-1000/node-7.example"));
         assert_eq!(config.memory_bytes_max, 4 << 30);
         assert_eq!((config.transport, config.poll), (TransportChoice::Auto, Poll::Adaptive));
+        assert_eq!((config.witness, config.zone, config.mirrors), (false, None, 1));
+        assert_eq!(config.leave_timeout, Duration::from_secs(30));
     }
 
     #[test]
@@ -334,6 +398,9 @@ mod tests {
             poll = 'busy'
             cpu = 1
             metrics = '127.0.0.1:4'
+            zone = 'rack-1'
+            mirrors = 2
+            leave-timeout = '1m'
         ";
         let config = with("", text).unwrap();
         assert_eq!((config.name.as_str(), config.listen.port()), ("f", 1));
@@ -342,10 +409,12 @@ mod tests {
         assert_eq!((config.transport, config.poll), (TransportChoice::Tcp, Poll::Busy));
         assert_eq!((config.cpu, config.metrics.unwrap().port()), (Some(1), 4));
         assert_eq!(config.cluster_key, Some("/f.key".into()));
+        assert_eq!((config.zone, config.mirrors), (Some(name("rack-1")), 2));
+        assert_eq!(config.leave_timeout, Duration::from_secs(60));
 
         let line = "--name g --listen 127.0.0.1:9 --join 127.0.0.1:8 --socket /g.sock --dir /g \
                     --memory 1g --transport auto --cluster-key /g.key --poll adaptive --cpu 0 \
-                    --metrics 127.0.0.1:7";
+                    --metrics 127.0.0.1:7 --zone rack-2 --mirrors 3 --leave-timeout 0s";
         let config = with(line, text).unwrap();
         assert_eq!((config.name.as_str(), config.listen.port()), ("g", 9));
         assert_eq!((config.join.len(), config.memory_bytes_max), (1, 1 << 30));
@@ -353,6 +422,25 @@ mod tests {
         assert_eq!((config.transport, config.poll), (TransportChoice::Auto, Poll::Adaptive));
         assert_eq!((config.cpu, config.metrics.unwrap().port()), (Some(0), 7));
         assert_eq!(config.cluster_key, Some("/g.key".into()));
+        assert_eq!((config.zone, config.mirrors), (Some(name("rack-2")), 3));
+        assert_eq!(config.leave_timeout, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_witness_joins_and_stores_nothing() {
+        let join = "--join 127.0.0.1:1 --zone z";
+        let config = with(&format!("--witness {join}"), "").unwrap();
+        assert_eq!((config.witness, config.memory_bytes_max), (true, 0));
+        assert!(with(join, "witness = true").unwrap().witness);
+        assert!(!with(&format!("--witness=false {join}"), "witness = true").unwrap().witness);
+        assert!(!with(join, "").unwrap().witness);
+        assert_eq!(with("--witness", ""), Err(ConfigError::WitnessAlone));
+        let itself = "--witness --listen 127.0.0.1:1 --join 127.0.0.1:1";
+        assert_eq!(with(itself, ""), Err(ConfigError::WitnessAlone));
+        let stores = |setting| Err(ConfigError::WitnessStores { setting });
+        let line = format!("--witness {join}");
+        assert_eq!(with(&line, "memory = '1g'"), stores("memory"));
+        assert_eq!(with(&format!("{line} --mirrors 2"), ""), stores("mirrors"));
     }
 
     #[test]
@@ -371,6 +459,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_refused() {
         let refused = |line| with(line, "").unwrap_err();
+        assert_eq!(refused("--mirrors 0"), ConfigError::MirrorsOutOfRange { given: 0 });
+        assert_eq!(refused("--mirrors 9"), ConfigError::MirrorsOutOfRange { given: 9 });
         assert_eq!(refused("--memory 4096"), ConfigError::TooLittleMemory { given: Size(4096) });
         let (given, available) = (Size(9 << 30), Size(8 << 30));
         assert_eq!(refused("--memory 9g"), ConfigError::TooMuchMemory { given, available });
@@ -390,6 +480,8 @@ mod tests {
         assert!(told.contains("line 1, key \"memory\"") && told.contains("64MiB"), "{told}");
         let told = file("name = '../x'").unwrap_err();
         assert!(told.contains("must not start with a dot"), "{told}");
+        let told = file("leave-timeout = '30'").unwrap_err();
+        assert!(told.contains("line 1, key \"leave-timeout\"") && told.contains("5s"), "{told}");
         let told = file("poll = true").unwrap_err();
         assert!(told.contains("line 1, key \"poll\""), "{told}");
         assert!(file("name = 'a'\nname = 'b'").is_err());

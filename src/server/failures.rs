@@ -3,6 +3,7 @@
 use super::store::StoreError;
 use crate::{
     commit::Version,
+    membership::{Member, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
     region::files::CreateError,
@@ -16,6 +17,18 @@ pub(super) fn no_such(name: &Name) -> Failure {
 pub(super) fn no_version(name: &Name, version: Version) -> Failure {
     let why = format!("{name} has no version {version} (any more); try without --version");
     Failure::new(FailureKind::NoSuchCheckpoint, why)
+}
+
+/// On a witness, which has no memory for a checkpoint.
+pub(super) fn stored_elsewhere(name: &Name, witness: &NodeId, ring: &[Member]) -> Failure {
+    let ring: Vec<&str> = ring.iter().map(|member| member.id.name.as_str()).collect();
+    let why = format!(
+        "{name} cannot be opened on {}, which is a witness: it votes and stores nothing; open it on \
+         a node of the ring ({}), whose server --socket names",
+        witness.name,
+        if ring.is_empty() { "none is known yet".to_owned() } else { ring.join(", ") },
+    );
+    Failure::new(FailureKind::Invalid, why)
 }
 
 pub(super) fn permission(name: &Name) -> Failure {

@@ -104,6 +104,10 @@ impl Node {
             return Ok(());
         }
         let view = self.view().ok_or_else(|| internal(&"not in a ring"))?;
+        if self.is_witness() {
+            let why = "a witness owns nothing; started without --witness it takes its copies up";
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
         let wait = |why: String| Err(Failure::new(FailureKind::Unavailable, why));
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         // An owner of whichever epoch, one on its way, or anything newer.

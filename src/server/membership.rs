@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     handover::Condition,
-    membership::{Event, Member, Membership, Output, Peer, Time, View},
+    membership::{Event, MIRRORS_MAX, Member, Membership, NodeId, Output, Peer, Time, View},
 };
 
 /// The votes of this life of the node, in its directory.
@@ -177,7 +177,10 @@ impl Node {
         self.view.replace(None);
         self.life.set(self.life.get() + 1);
         self.links.borrow_mut().clear();
-        let mut me = self.me.borrow().clone();
+        // The next life is what the flags of this start say.
+        let before = self.me.borrow().clone();
+        let incarnation = new_incarnation().max(before.id.incarnation + 1);
+        let me = member(&self.config, incarnation, before.address);
         for member in view.everybody() {
             self.negotiation.borrow_mut().forget(&member.id);
             let unlink = Command::Unlink { peer: member.id.clone() };
@@ -185,7 +188,6 @@ impl Node {
                 return self.stop();
             }
         }
-        me.id.incarnation = new_incarnation().max(me.id.incarnation + 1);
         *self.me.borrow_mut() = me.clone();
         self.peers.set_me(Peer::from(&me));
         let none = Command::View { me: me.id.clone(), view: None };
@@ -250,8 +252,9 @@ impl Node {
     }
 }
 
-/// This node as a member.
-pub(super) fn member(name: crate::name::Name, incarnation: u64, address: SocketAddr) -> Member {
-    let id = crate::membership::NodeId { name, incarnation };
-    Member { id, address, witness: false, zone: None, mirrors: 1 }
+/// This node as a member, as its flags say.
+pub(super) fn member(config: &super::Config, incarnation: u64, address: SocketAddr) -> Member {
+    let id = NodeId { name: config.name.clone(), incarnation };
+    let super::Config { witness, mirrors, ref zone, .. } = *config;
+    Member { id, address, witness, zone: zone.clone(), mirrors: mirrors.clamp(1, MIRRORS_MAX) }
 }

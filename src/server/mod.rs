@@ -9,6 +9,7 @@ pub mod data_plane;
 mod failures;
 mod fetch;
 mod leftovers;
+mod leave;
 mod links;
 mod local;
 mod membership;
@@ -59,7 +60,7 @@ use self::{
 };
 use crate::{
     cluster_key::ClusterKey,
-    membership::{Config as Timeouts, Durable, Event, Membership, Peer},
+    membership::{Config as Timeouts, Durable, Event, Member, Membership, Peer},
     name::Name,
     region::{
         files::{Places, make_private_dir},
@@ -81,6 +82,15 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Servers of the ring to join; empty: found a ring.
     pub join: Vec<SocketAddr>,
+    /// It votes and stores nothing; it needs a ring to join.
+    pub witness: bool,
+    /// What it shares a fate with.
+    pub zone: Option<Name>,
+    /// On how many predecessors its checkpoints have a copy.
+    pub mirrors: u8,
+    /// How long it may take to hand over what it holds before it stops; zero: it stops at once and
+    /// stays a member.
+    pub leave_timeout: Duration,
     /// The local socket.
     pub socket: PathBuf,
     /// The node's directory.
@@ -129,6 +139,12 @@ pub enum ServeError {
         /// What to do about it.
         mend: &'static str,
     },
+    /// A witness has nobody to vote with.
+    #[error(
+        "a witness cannot begin a ring; give --join the addresses of the servers that it is to \
+         vote with"
+    )]
+    WitnessAlone,
     /// The ring does not take this node in.
     #[error("{0}")]
     Refused(String),
@@ -192,7 +208,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     fs::write(dir.join("address"), address.to_string())
         .map_err(system("writing the address file"))?;
 
-    let start = Start::new(&config, durable, address);
+    let start = Start::new(&config, durable, address)?;
     let me = start.machine.me().clone();
     let (data_plane, notices) = DataPlane::start(me.id.clone(), transports, config.waiting)
         .map_err(system("starting the data plane"))?;
@@ -246,8 +262,16 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         _ = interrupt.recv() => {}
         () = node.stop_wanted.notified() => {}
     }
+    if !node.stopping.get() {
+        tokio::select! {
+            () = node.leave() => {}
+            _ = terminate.recv() => tracing::warn!("told to stop twice: not leaving the ring"),
+            _ = interrupt.recv() => tracing::warn!("told to stop twice: not leaving the ring"),
+            () = node.stop_wanted.notified() => {}
+        }
+    }
     node.stopping.set(true);
-    tracing::info!("stopping; the checkpoints stay in memory for the next start");
+    tracing::info!("stopping; what is in memory stays there for the next start");
     node.data_plane.stop();
     let _ = fs::remove_file(socket_path);
     match node.failure.borrow_mut().take() {
@@ -264,28 +288,61 @@ struct Start {
 }
 
 impl Start {
-    fn new(config: &Config, durable: Option<Durable>, address: SocketAddr) -> Self {
+    fn new(
+        config: &Config,
+        durable: Option<Durable>,
+        address: SocketAddr,
+    ) -> Result<Self, ServeError> {
         let (timeouts, now) = (config.membership, membership::now());
         // Another name or address is another member.
         let same = durable.filter(|d| d.me.id.name == config.name && d.me.address == address);
+        let mut former = None;
         if let Some(durable) = same {
+            former = Some(durable.view.clone());
+            let wanted = membership::member(config, durable.me.id.incarnation, address);
+            let stored = (durable.me != wanted).then(|| durable.me.clone());
             match Membership::resume(timeouts, durable, now) {
-                Ok(machine) => return Self { machine, resumed: true },
+                Ok(machine) => {
+                    if let Some(stored) = stored {
+                        warn_of_stored(&stored);
+                    }
+                    return Ok(Self { machine, resumed: true });
+                }
                 Err(error) => tracing::warn!(%error, "the last life is not resumed"),
             }
         }
         let incarnation = membership::new_incarnation();
-        let me = membership::member(config.name.clone(), incarnation, address);
+        let me = membership::member(config, incarnation, address);
         // A node may stand in its own list, so that all can have the same one.
-        let contacts: Vec<_> = config.join.iter().copied().filter(|a| *a != address).collect();
+        let mut contacts: Vec<_> = config.join.iter().copied().filter(|a| *a != address).collect();
+        // Who left a ring goes back to that one, also if it was the one that founded it.
+        let known = former.iter().flat_map(|view| view.everybody()).map(|m| m.address);
+        contacts.extend(known.filter(|a| *a != address));
         let machine = if contacts.is_empty() {
+            if me.witness {
+                return Err(ServeError::WitnessAlone);
+            }
             let cluster = Node::draw().max(1);
             Membership::found(timeouts, me, cluster, now)
         } else {
-            Membership::join(timeouts, me, contacts, now)
+            let machine = Membership::join(timeouts, me, contacts, now);
+            match former {
+                Some(view) => machine.expect_cluster(view.cluster),
+                None => machine,
+            }
         };
-        Self { machine, resumed: false }
+        Ok(Self { machine, resumed: false })
     }
+}
+
+/// What the ring agreed on about a member is not changed by a restart.
+fn warn_of_stored(stored: &Member) {
+    tracing::warn!(
+        witness = stored.witness,
+        zone = stored.zone.as_ref().map_or("none", Name::as_str),
+        "the ring knows this node with these values, and they hold until it joins anew: what its \
+         flags say now comes after that"
+    );
 }
 
 impl Node {

@@ -116,6 +116,8 @@ pub(super) struct Node {
     /// an owner to work in the next.
     pub(super) life: Cell<u64>,
     pub(super) stopping: Cell<bool>,
+    /// On its way out of the ring: takes on nothing new.
+    pub(super) leaving: Cell<bool>,
     /// The server is to end.
     pub(super) stop_wanted: Notify,
     /// Why, if it is a failure.
@@ -169,6 +171,7 @@ impl Node {
             warned: Cell::new(false),
             life: Cell::new(0),
             stopping: Cell::new(false),
+            leaving: Cell::new(false),
             stop_wanted: Notify::new(),
             failure: RefCell::default(),
             membership_moved: Notify::new(),
@@ -184,6 +187,11 @@ impl Node {
 
     pub(super) fn id(&self) -> NodeId {
         self.me.borrow().id.clone()
+    }
+
+    /// This node votes and stores nothing.
+    pub(super) fn is_witness(&self) -> bool {
+        self.me.borrow().witness
     }
 
     pub(super) fn view(&self) -> Option<Arc<View>> {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     data_plane::{Attachment, Command},
-    failures::{internal, invalid, no_such, permission},
+    failures::{internal, invalid, no_such, permission, stored_elsewhere},
     node::{Node, Owned},
     rpc::{Copy, Standing},
     store::{Held, Meta, Owner, is_writer, open_for_client},
@@ -48,6 +48,9 @@ pub(super) struct Attached {
 impl Node {
     /// Opens a checkpoint for a local client, wherever it is now.
     pub(super) async fn open(self: &Rc<Self>, wish: Wish) -> Result<Attached, Failure> {
+        if self.is_witness() {
+            return Err(stored_elsewhere(&wish.name, &self.id(), &self.others()));
+        }
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
             let result = {
@@ -67,10 +70,7 @@ impl Node {
     }
 
     async fn try_open(self: &Rc<Self>, wish: &Wish) -> Result<Attached, Failure> {
-        if self.view().is_none() {
-            let why = "this server is not in a ring yet; see `ringkeep status`";
-            return Err(Failure::new(FailureKind::Unavailable, why));
-        }
+        self.takes_clients()?;
         if self.owns(&wish.name) {
             return self.open_here(wish).await;
         }
@@ -118,8 +118,18 @@ impl Node {
         }
     }
 
-    fn owns(&self, name: &Name) -> bool {
+    pub(super) fn owns(&self, name: &Name) -> bool {
         self.owned.borrow().get(name).is_some_and(|o| o.meta.held != Held::Superseded)
+    }
+
+    /// Whether checkpoints can be opened here now.
+    fn takes_clients(&self) -> Result<(), Failure> {
+        let why = match self.view() {
+            None => "this server is not in a ring yet; see `ringkeep status`",
+            Some(_) if self.leaving.get() => "this server is leaving the ring and ends soon",
+            Some(_) => return Ok(()),
+        };
+        Err(Failure::new(FailureKind::Unavailable, why))
     }
 
     /// An owner that left and whose newest holder is finding homes for its checkpoints now.
@@ -365,10 +375,7 @@ impl Node {
         shown: OwnedFd,
     ) -> Result<Attached, Failure> {
         let _lock = self.lock(&name).await;
-        if self.view().is_none() {
-            let why = "this server is not in a ring yet";
-            return Err(Failure::new(FailureKind::Unavailable, why));
-        }
+        self.takes_clients()?;
         let (meta, path) = {
             let owned = self.owned.borrow();
             // The writer's node was voted out, and the checkpoint is somebody else's by now.

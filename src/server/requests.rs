@@ -62,6 +62,7 @@ impl Node {
                 self.fence(&owner).await?;
                 self.adopt(&owner, &name).await.map(|()| Reply::Done)
             }
+            Request::Inherit { name } => self.adopt(&peer, &name).await.map(|()| Reply::Done),
             Request::TakeOver { name, force, caller } => {
                 self.give_up(peer, name, force, caller).await
             }

@@ -84,6 +84,11 @@ pub enum Request {
         /// The checkpoint.
         name: Name,
     },
+    /// I leave the ring, and your mirror of this checkpoint of mine is complete: it is yours now.
+    Inherit {
+        /// The checkpoint.
+        name: Name,
+    },
     /// Let me own this checkpoint, and read its newest version.
     TakeOver {
         /// The checkpoint.

@@ -40,10 +40,6 @@ impl<T: Eq + Hash> Numbered<T> {
     pub(crate) fn get(&self, number: u32) -> Arc<T> {
         self.objects.read().unwrap()[number as usize].clone()
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.objects.read().unwrap().len()
-    }
 }
 
 /// Results that were worked out before.

@@ -1,0 +1,124 @@
+//! Leaving the ring in order: what this node has moves to others before it goes, so that no
+//! checkpoint is with one copy meanwhile.
+//!
+//! It takes two views. In the first, this node is [leaving](crate::membership::View::leaving): it is
+//! a member in everything, but nobody's predecessor, so those whose mirrors it holds copy them to
+//! somebody else and then tell it to let go (rules H2 to H4). What it owns it gives to its own
+//! predecessor, which has the mirror already, and keeps its copy until that one has a mirror, too.
+//! When nothing is left that anybody counts on, a second view takes it out.
+
+use std::{rc::Rc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    data_plane::{Command, Report},
+    node::{LONG_CALL_TIMEOUT, Node},
+    rpc::Request,
+    store::Held,
+};
+use crate::{
+    handover::Condition,
+    membership::{Event, Member, View},
+    mirror::Protection,
+    name::Name,
+    protocol::Failure,
+};
+
+/// Between two looks at what is left.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+
+impl Node {
+    /// Leaves the ring, if there is one that goes on without this node. Ends when this node is out
+    /// or its time for that is over; what it still has then stays in memory.
+    pub(super) async fn leave(self: &Rc<Self>) {
+        let patience = self.config.leave_timeout;
+        let others_stay = self.view().is_some_and(|view| stays(&view, &self.id()).next().is_some());
+        if patience.is_zero() || !others_stay {
+            return;
+        }
+        tracing::info!("leaving the ring; a second signal stops at once");
+        self.leaving.set(true);
+        self.membership_event(Event::Leave);
+        if timeout(patience, self.hand_over_all()).await.is_err() {
+            tracing::warn!(
+                seconds = patience.as_secs_f64(),
+                "not everything could be handed over in time; it stays in memory, and this node is \
+                 a member again when it starts soon (see --leave-timeout)"
+            );
+        }
+    }
+
+    async fn hand_over_all(self: &Rc<Self>) {
+        while !self.stopping.get() {
+            let Some(view) = self.view() else { return };
+            let out = !view.admits(&self.id());
+            if !out && (view.is_leaving(&self.id()) || self.config.witness) {
+                match self.hand_over(&view).await {
+                    Ok(true) => self.membership_event(Event::HandedOver),
+                    Ok(false) => {}
+                    Err(failure) => tracing::debug!(%failure, "handing over"),
+                }
+            }
+            self.wait_a_little(LOOK_AFTER).await;
+        }
+    }
+
+    /// Hands over what can be handed over now. True when nobody counts on anything here any more.
+    async fn hand_over(self: &Rc<Self>, view: &View) -> Result<bool, Failure> {
+        let me = self.id();
+        let heir = view.predecessor(&me).cloned();
+        for report in self.data_plane.ask(|reply| Command::Report { reply }).await? {
+            let name = report.name.clone();
+            if report.attached {
+                // Its last commits go to the mirror; more are for the next server to take.
+                let condition = Some(Condition::Stopping);
+                self.data_plane.send(Command::Detach { name, condition })?;
+            } else if let Some(heir) = heir.as_ref().filter(|heir| is_mirrored_at(&report, heir)) {
+                self.bequeath(&name, heir).await?;
+            }
+        }
+        // With one member left there is nobody for a second copy: it goes on with its own.
+        let two_stay = stays(view, &me).nth(1).is_some();
+        let owned_rest = self.owned.borrow().values().any(|owned| {
+            let given = owned.meta.held == Held::Superseded && owned.meta.successor.is_some();
+            owned.damaged.is_none() && (!given || two_stay)
+        });
+        let mirrors_rest = self.mirrors.borrow().keys().any(|(_, owner, _)| {
+            // Of an owner that is gone: its recovery is not done.
+            !view.contains(owner) || !view.predecessors(owner).is_empty()
+        });
+        Ok(!owned_rest && !mirrors_rest)
+    }
+
+    /// Gives an owned checkpoint to the member that holds its mirror.
+    async fn bequeath(self: &Rc<Self>, name: &Name, heir: &Member) -> Result<(), Failure> {
+        {
+            let _lock = self.lock(name).await;
+            if !self.owns(name) {
+                return Ok(());
+            }
+            // On disk before anything else: a restart must not take this copy for the present one.
+            self.set_held(name, Held::Superseded, Some(heir.id.clone()))?;
+            self.disown(name.clone(), Condition::Stopping).await?;
+        }
+        self.call(heir, Request::Inherit { name: name.clone() }, LONG_CALL_TIMEOUT).await?;
+        tracing::info!(checkpoint = %name, heir = %heir.id, "handed over");
+        Ok(())
+    }
+}
+
+/// The ring members besides `me` that are not leaving.
+fn stays<'a>(
+    view: &'a View,
+    me: &crate::membership::NodeId,
+) -> impl Iterator<Item = &'a Member> {
+    let me = me.clone();
+    view.ring.iter().filter(move |m| m.id != me && !view.is_leaving(&m.id))
+}
+
+/// Whether the newest version is at this member, or there is none.
+fn is_mirrored_at(report: &Report, heir: &Member) -> bool {
+    let there = report.holder.as_ref() == Some(&heir.id);
+    there && report.protection == Protection::InSync
+}
