@@ -52,6 +52,9 @@ impl Node {
     async fn hand_over_all(self: &Rc<Self>) {
         while !self.stopping.get() {
             let Some(view) = self.view() else { return };
+            if view.ring.len() == 1 && view.contains(&self.id()) {
+                return; // the others left first, and what they had is here
+            }
             let out = !view.admits(&self.id());
             if !out && (view.is_leaving(&self.id()) || self.config.witness) {
                 match self.hand_over(&view).await {

@@ -1,0 +1,176 @@
+//! Servers that are told to stop: what they have moves first, and they come back.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::process::ExitStatus;
+
+use common::{
+    Ring, get, in_sync, payload, poll,
+    servers::Server,
+    writer::{self, Said, Writer},
+};
+use ringkeep::{demo::ring::RingError, protocol::RingState};
+use rustix::process::{Pid, Signal, kill_process};
+
+const SEED: u64 = 0x1eaf;
+
+/// Not a test: the process of [`Writer`].
+#[test]
+fn writer_process() {
+    assert_eq!(writer::ENTRY, "writer_process");
+    writer::run_if_asked();
+}
+
+/// Each server's own checkpoint, three versions of it, on two nodes.
+fn fill(ring: &Ring) -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for (index, node) in ring.nodes().iter().enumerate() {
+        let name = format!("of-{}", node.name());
+        for version in 1..=3 {
+            let bytes = payload::state(SEED + index as u64, version);
+            let file = ring.root().join("payload");
+            std::fs::write(&file, &bytes).unwrap();
+            ring.ok(index, &["put", &name, file.to_str().unwrap(), "--durability", "mirrored"]);
+        }
+        all.push((name, payload::state(SEED + index as u64, 3)));
+    }
+    ring.protected();
+    all
+}
+
+#[track_caller]
+fn has_all(ring: &Ring, index: usize, all: &[(String, Vec<u8>)]) {
+    for (name, bytes) in all {
+        let (version, found) = get(&ring.client(index), name);
+        assert_eq!(version, 3, "{name} at {}", ring.node(index).name());
+        assert!(found == *bytes, "{name}: other bytes");
+    }
+}
+
+fn signal(ring: &Ring, index: usize, signal: Signal) {
+    let pid = ring.node(index).pid().unwrap();
+    kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+}
+
+/// Waits until a server that was sent a signal has ended.
+#[track_caller]
+fn ended(ring: &mut Ring, index: usize) -> ExitStatus {
+    poll("its end", || match ring.node_mut(index).check() {
+        Err(RingError::Ended { status, .. }) => Ok(status),
+        other => Err(format!("{other:?}")),
+    })
+}
+
+#[test]
+fn a_rolling_restart_never_leaves_a_checkpoint_with_one_copy() {
+    let mut ring = Ring::start(3);
+    let all = fill(&ring);
+    for index in 0..3 {
+        let status = ring.node_mut(index).terminate().expect("it ends by itself");
+        assert!(status.success());
+        // Not "soon": it must have been so before the server was gone.
+        for other in (0..3).filter(|&other| other != index) {
+            let status = ring.node(other).status().unwrap();
+            assert_eq!(status.state, RingState::Protected, "{status:?}");
+            assert_eq!(status.view.as_ref().unwrap().members.len(), 2);
+            let synced = status.checkpoints.iter().all(|c| in_sync(&status, c.name.as_str()));
+            assert!(synced, "{status:?}");
+        }
+        has_all(&ring, (index + 1) % 3, &all);
+        ring.restart(index);
+        ring.protected();
+    }
+    has_all(&ring, 0, &all);
+}
+
+#[test]
+fn a_node_that_dies_right_after_another_left_takes_nothing_with_it() {
+    for victim in [1, 2] {
+        let mut ring = Ring::start(3);
+        let all = fill(&ring);
+        assert!(ring.node_mut(0).terminate().expect("it ends by itself").success());
+        ring.node_mut(victim).kill_9();
+        ring.node(victim).wipe_memory().unwrap();
+        ring.node(0).wipe_memory().unwrap();
+        // Two that are left cannot outvote one another: the copies are read where they are.
+        has_all(&ring, 3 - victim, &all);
+    }
+}
+
+#[test]
+fn a_writer_on_a_node_that_leaves_loses_nothing_and_goes_on_elsewhere() {
+    let mut ring = Ring::start(3);
+    let mut writer = Writer::open(&ring.node(0).socket(), "state", SEED, 0);
+    assert!(writer.acknowledges(50));
+    signal(&ring, 0, Signal::TERM);
+    // It is told, or finds nobody any more.
+    while writer.next().is_some_and(|said| matches!(said, Said::Acknowledged(_))) {}
+    assert!(ended(&mut ring, 0).success());
+    let acknowledged = writer.kill_9();
+    let (version, bytes) = get(&ring.client(1), "state");
+    assert!(version >= acknowledged, "{version} < {acknowledged}");
+    assert!(bytes == payload::state(SEED, version));
+    let mut writer = Writer::open(&ring.node(2).socket(), "state", SEED, acknowledged);
+    assert!(writer.acknowledges(20), "it goes on there");
+}
+
+#[test]
+fn a_second_signal_stops_at_once_and_keeps_everything_in_memory() {
+    let mut ring = Ring::start(3);
+    let all = fill(&ring);
+    // The heir does not answer, so leaving takes until somebody gives up.
+    let heir = ring.predecessor(0);
+    ring.node(heir).pause();
+    signal(&ring, 0, Signal::TERM);
+    poll("the begin of leaving", || {
+        let log = std::fs::read_to_string(ring.node(0).log()).unwrap();
+        if log.contains("leaving the ring") { Ok(()) } else { Err(log) }
+    });
+    assert!(ring.node_mut(0).terminate().expect("at once").success());
+    ring.node(heir).resume();
+    ring.restart(0);
+    ring.protected();
+    has_all(&ring, 0, &all);
+}
+
+#[test]
+fn a_whole_cluster_comes_back_in_any_order() {
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        for at_once in [Signal::KILL, Signal::TERM] {
+            let mut ring = Ring::start(3);
+            let all = fill(&ring);
+            (0..3).for_each(|index| signal(&ring, index, at_once));
+            (0..3).for_each(|index| drop(ended(&mut ring, index)));
+            // The first one may not answer for a ring before a second one is there.
+            for index in order {
+                ring.restart(index);
+            }
+            ring.protected();
+            for index in order {
+                has_all(&ring, index, &all);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_founder_of_a_ring_that_left_it_goes_back_to_it() {
+    let mut founder = Server::new("a", &[]);
+    founder.start();
+    let mut others: Vec<Server> = ["b", "c"]
+        .map(|name| Server::new(name, &["--join", &founder.address()]))
+        .into_iter()
+        .collect();
+    others.iter_mut().for_each(Server::start);
+    founder.wait("a ring of three", |status| common::members(status, 3));
+    let cluster_of = |server: &Server| server.wait("a view", |s| s.view.is_some()).view.unwrap();
+    let pid = Pid::from_raw(founder.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(founder.ended().success());
+    let without = cluster_of(&others[0]);
+    assert_eq!(without.members.len(), 2);
+    founder.start(); // with the flags that founded the ring
+    founder.wait("the ring that it left", |status| common::members(status, 3));
+    assert!(cluster_of(&founder).number > without.number);
+}
