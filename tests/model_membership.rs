@@ -15,7 +15,7 @@ const TIME_MAX: Duration = Duration::from_secs(900);
 
 /// All that is reachable holds; or as much of it as the budget of `states` looks at.
 fn holds(title: &str, ring: Ring, states: usize) {
-    let checked = check(title, ring, budget(states), TIME_MAX);
+    let checked = check(title, ring, budget(states), TIME_MAX, Ring::describe);
     if let Some((property, steps)) = checked.violated {
         panic!("{title}: {property}\n{}", steps.join("\n"));
     }
@@ -78,7 +78,11 @@ fn five_nodes_over_four_views_walked_at_random() {
         departures: true,
         ..SMALL
     };
-    walks("5 nodes, a joiner, 4 views, 2 crashes, 2 restarts", Ring::new("abcde", "x", limits), 300);
+    walks(
+        "5 nodes, a joiner, 4 views, 2 crashes, 2 restarts",
+        Ring::new("abcde", "x", limits),
+        300,
+    );
 }
 
 #[test]
@@ -92,7 +96,8 @@ fn seven_voters_walked_at_random() {
 #[test]
 fn a_voter_that_forgets_and_votes_again_is_caught() {
     let limits = Limits { proposals: 2, forgetful: 1, ..SMALL };
-    let checked = check("mutant: amnesia", Ring::new("abc", "", limits), 2_000_000, TIME_MAX);
+    let checked =
+        check("mutant: amnesia", Ring::new("abc", "", limits), 2_000_000, TIME_MAX, Ring::describe);
     let (property, steps) = checked.violated.expect("caught");
     assert_eq!(property, "I4 one value per view number");
     assert!(steps.len() < 20, "the shortest history");

@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use common::{
     Ring, get, in_sync, payload, poll,
     servers::Server,
-    writer::{self, Said, Writer},
+    writer::{self, Writer},
 };
 use ringkeep::{demo::ring::RingError, protocol::RingState};
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,8 +93,11 @@ fn a_node_that_dies_right_after_another_left_takes_nothing_with_it() {
         ring.node_mut(victim).kill_9();
         ring.node(victim).wipe_memory().unwrap();
         ring.node(0).wipe_memory().unwrap();
-        // Two that are left cannot outvote one another: the copies are read where they are.
-        has_all(&ring, 3 - victim, &all);
+        // The last one cannot decide that the other is gone, so what that one owned waits for it;
+        // everything else, also what came from the node that left, is there.
+        let gone = format!("of-{}", ring.node(victim).name());
+        let rest: Vec<_> = all.into_iter().filter(|(name, _)| *name != gone).collect();
+        has_all(&ring, 3 - victim, &rest);
     }
 }
 
@@ -104,8 +107,6 @@ fn a_writer_on_a_node_that_leaves_loses_nothing_and_goes_on_elsewhere() {
     let mut writer = Writer::open(&ring.node(0).socket(), "state", SEED, 0);
     assert!(writer.acknowledges(50));
     signal(&ring, 0, Signal::TERM);
-    // It is told, or finds nobody any more.
-    while writer.next().is_some_and(|said| matches!(said, Said::Acknowledged(_))) {}
     assert!(ended(&mut ring, 0).success());
     let acknowledged = writer.kill_9();
     let (version, bytes) = get(&ring.client(1), "state");
@@ -141,7 +142,9 @@ fn a_whole_cluster_comes_back_in_any_order() {
             let mut ring = Ring::start(3);
             let all = fill(&ring);
             (0..3).for_each(|index| signal(&ring, index, at_once));
-            (0..3).for_each(|index| drop(ended(&mut ring, index)));
+            (0..3).for_each(|index| {
+                ended(&mut ring, index);
+            });
             // The first one may not answer for a ring before a second one is there.
             for index in order {
                 ring.restart(index);
@@ -156,10 +159,11 @@ fn a_whole_cluster_comes_back_in_any_order() {
 
 #[test]
 fn the_founder_of_a_ring_that_left_it_goes_back_to_it() {
-    let mut founder = Server::new("a", &[]);
+    let listen = ["--listen", "127.0.0.1:0"];
+    let mut founder = Server::new("a", &listen);
     founder.start();
     let mut others: Vec<Server> = ["b", "c"]
-        .map(|name| Server::new(name, &["--join", &founder.address()]))
+        .map(|name| Server::new(name, &[listen[0], listen[1], "--join", &founder.address()]))
         .into_iter()
         .collect();
     others.iter_mut().for_each(Server::start);

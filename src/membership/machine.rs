@@ -114,7 +114,7 @@ pub(super) enum Phase {
     Joining,
     /// In the ring, or a witness.
     Member,
-    /// Evicted, but still a voter: answers, and does nothing of its own accord.
+    /// Evicted, but still a voter: answers, and leaves the initiative to the ring.
     Outside,
     /// Has no part in anything any more.
     Finished,
@@ -251,7 +251,8 @@ impl Membership {
                 self.ask_to_depart(now, out);
                 self.drive(now, out);
             }
-            Phase::Outside | Phase::Finished => {}
+            Phase::Outside => self.drive(now, out),
+            Phase::Finished => {}
         }
     }
 
@@ -267,7 +268,8 @@ impl Membership {
                 let timers = [beat, self.detector.deadline(), self.requests.depart_at];
                 timers.into_iter().chain(self.schedule.deadlines()).flatten().min()
             }
-            Phase::Outside | Phase::Finished => None,
+            Phase::Outside => self.schedule.deadlines().into_iter().flatten().min(),
+            Phase::Finished => None,
         }
     }
 

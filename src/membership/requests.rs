@@ -1,6 +1,6 @@
 //! Joining and leaving: the one who asks, and the one member that collects what is asked.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use super::{
     Body, Change, Departure, JoinRefusal, MEMBERS_MAX, Member, Membership, NodeId, OWNERS_MAX,
@@ -48,14 +48,14 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// The joiners that can be taken in now.
+    /// The joiners that can be taken in now, and since when they wait.
     pub(super) fn joiners<'a>(
         &'a self,
         view: &'a View,
         detector: &'a Detector,
-    ) -> impl Iterator<Item = &'a Member> {
-        let waiting = self.joins.values().map(|waiting| &waiting.member);
-        waiting.filter(move |joiner| namesake(view, detector, joiner).is_none())
+    ) -> impl Iterator<Item = (&'a Member, Time)> {
+        let waiting = self.joins.values().map(|waiting| (&waiting.member, waiting.since));
+        waiting.filter(move |(joiner, _)| namesake(view, detector, joiner).is_none())
     }
 
     /// Adds the departures that can be decided now.
@@ -198,7 +198,7 @@ impl Membership {
         forwarded: bool,
         out: &mut Vec<Output>,
     ) {
-        let Some(view) = self.view.clone().filter(|_| self.phase == Phase::Member) else { return };
+        let Some(view) = self.view.clone() else { return };
         let joiner = Peer::from(&member);
         if view.admits(&member.id) {
             if self.may_answer(&member.id, now) {
@@ -208,11 +208,16 @@ impl Membership {
         }
         let existing = view.newest_life(&member.id.name).cloned();
         if let Some(existing) = existing.filter(|e| e.incarnation >= member.id.incarnation) {
-            if existing.incarnation > member.id.incarnation {
+            if existing.incarnation > member.id.incarnation && self.phase == Phase::Member {
                 let reason = JoinRefusal::Outlived { existing };
                 self.send(&joiner, Body::JoinRefused(reason), out);
             }
             return;
+        }
+        if self.phase == Phase::Outside {
+            // The ring should do that. If it does not for long, nobody of it may be left.
+            let until = now + self.outside_patience() * 2;
+            return self.await_join_until(now, until, member);
         }
         let without = if self.leaving { self.me.id.clone() } else { member.id.clone() };
         if let Some(to) = self.collector_elsewhere(forwarded, &without) {
@@ -226,14 +231,29 @@ impl Membership {
         self.await_join(now, &view, member, out);
     }
 
-    fn await_join(&mut self, now: Time, view: &View, member: Member, out: &mut Vec<Output>) {
+    /// How long a voter outside the ring leaves it to the ring to take a joiner in.
+    pub(super) fn outside_patience(&self) -> Duration {
+        self.config.suspicion_after * 4
+    }
+
+    fn waits_since(&self, now: Time, member: &Member) -> Time {
+        let known = self.requests.joins.get(&member.id.name);
+        known.filter(|known| known.member == *member).map_or(now, |known| known.since)
+    }
+
+    fn await_join_until(&mut self, now: Time, until: Time, member: Member) {
         let known = self.requests.joins.get(&member.id.name);
         if known.is_none() && self.requests.joins.len() >= WAITING_MAX
             || known.is_some_and(|known| known.member.id.incarnation > member.id.incarnation)
         {
             return;
         }
-        let since = known.filter(|known| known.member == member).map_or(now, |known| known.since);
+        let since = self.waits_since(now, &member);
+        self.requests.joins.insert(member.id.name.clone(), Waiting { member, since, until });
+    }
+
+    fn await_join(&mut self, now: Time, view: &View, member: Member, out: &mut Vec<Output>) {
+        let since = self.waits_since(now, &member);
         // A namesake may have failed a moment ago: wait as long as it takes to notice.
         if let Some(existing) = namesake(view, &self.detector, &member)
             && now.since(since) > self.config.suspicion_after * 2
@@ -244,8 +264,7 @@ impl Membership {
             return self.send(&Peer::from(&member), Body::JoinRefused(reason), out);
         }
         // Not longer than it takes to ask again: a joiner that vanished would be a voter lost.
-        let until = now + self.config.retry_after * 3;
-        self.requests.joins.insert(member.id.name.clone(), Waiting { member, since, until });
+        self.await_join_until(now, now + self.config.retry_after * 3, member);
     }
 
     pub(super) fn asked_to_depart(

@@ -36,9 +36,8 @@ impl Membership {
     pub(super) fn drive(&mut self, now: Time, out: &mut Vec<Output>) {
         // Where one vote decides, what was waiting for that decision comes next.
         for _ in 0..RANK_MAX {
-            let Some(view) = self.view.clone().filter(|_| self.phase == Phase::Member) else {
-                return;
-            };
+            let votes = matches!(self.phase, Phase::Member | Phase::Outside);
+            let Some(view) = self.view.clone().filter(|_| votes) else { return };
             self.requests.prune(&view, now);
             self.propose_if_due(&view, now, out);
             self.lead_if_due(&view, now, out);
@@ -98,8 +97,16 @@ impl Membership {
     /// What this node wants changed, and when it is its turn to say so.
     pub(super) fn wish(&self, view: &View, now: Time) -> Option<(Time, Change)> {
         let mut change = Change::default();
-        let mut at = None;
-        change.joined.extend(self.requests.joiners(view, &self.detector).cloned());
+        let mut at: Option<Time> = None;
+        let mut joiners = self.requests.joiners(view, &self.detector);
+        if self.phase == Phase::Outside {
+            // The last resort when nobody of the ring is left: one of those who still vote takes
+            // in the first that wants to join, and so on from there.
+            let (joiner, since) = joiners.next()?;
+            change.joined.push(joiner.clone());
+            return Some((since + self.outside_patience(), change));
+        }
+        change.joined.extend(joiners.map(|(joiner, _)| joiner.clone()));
         self.requests.departures(view, &mut change);
         if !change.is_empty() {
             at = Some(now);

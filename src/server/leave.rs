@@ -96,15 +96,14 @@ impl Node {
 
     /// Gives an owned checkpoint to the member that holds its mirror.
     async fn bequeath(self: &Rc<Self>, name: &Name, heir: &Member) -> Result<(), Failure> {
-        {
-            let _lock = self.lock(name).await;
-            if !self.owns(name) {
-                return Ok(());
-            }
-            // On disk before anything else: a restart must not take this copy for the present one.
-            self.set_held(name, Held::Superseded, Some(heir.id.clone()))?;
-            self.disown(name.clone(), Condition::Stopping).await?;
+        // All the while: nobody may take the copy here for one that nobody else has.
+        let _lock = self.lock(name).await;
+        if !self.owns(name) {
+            return Ok(());
         }
+        // On disk before anything else: a restart must not take this copy for the present one.
+        self.set_held(name, Held::Superseded, Some(heir.id.clone()))?;
+        self.disown(name.clone(), Condition::Stopping).await?;
         self.call(heir, Request::Inherit { name: name.clone() }, LONG_CALL_TIMEOUT).await?;
         tracing::info!(checkpoint = %name, heir = %heir.id, "handed over");
         Ok(())
@@ -112,10 +111,7 @@ impl Node {
 }
 
 /// The ring members besides `me` that are not leaving.
-fn stays<'a>(
-    view: &'a View,
-    me: &crate::membership::NodeId,
-) -> impl Iterator<Item = &'a Member> {
+fn stays<'a>(view: &'a View, me: &crate::membership::NodeId) -> impl Iterator<Item = &'a Member> {
     let me = me.clone();
     view.ring.iter().filter(move |m| m.id != me && !view.is_leaving(&m.id))
 }

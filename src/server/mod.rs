@@ -8,8 +8,8 @@
 pub mod data_plane;
 mod failures;
 mod fetch;
-mod leftovers;
 mod leave;
+mod leftovers;
 mod links;
 mod local;
 mod membership;

@@ -78,7 +78,13 @@ pub(crate) struct Checked {
 
 /// Looks at every state that can be reached, in breadth, so that a violation is told by its
 /// shortest history. Ends at the first one, and at the limits.
-pub(crate) fn check<M>(title: &str, model: M, states_max: usize, time_max: Duration) -> Checked
+pub(crate) fn check<M>(
+    title: &str,
+    model: M,
+    states_max: usize,
+    time_max: Duration,
+    describe: impl Fn(&M, &M::Action) -> String,
+) -> Checked
 where
     M: Model + Send + Sync + 'static,
     M::State: Hash + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static,
@@ -101,7 +107,8 @@ where
         states: checker.unique_state_count(),
         complete: checker.is_done() && violated.is_none() && checker.state_count() < states_max,
         violated: violated.map(|(name, path)| {
-            (name, path.into_actions().iter().map(|a| format!("{a:?}")).collect())
+            let steps = path.into_actions();
+            (name, steps.iter().map(|step| describe(checker.model(), step)).collect())
         }),
     };
     println!(
@@ -167,7 +174,9 @@ where
         longest = longest.max(path.len());
     }
     let seconds = began.elapsed().as_secs_f64();
-    println!("{title}: {walks_max} walks, {steps} steps, longest {longest}, {seconds:.1} s, seed {seed}");
+    println!(
+        "{title}: {walks_max} walks, {steps} steps, longest {longest}, {seconds:.1} s, seed {seed}"
+    );
     None
 }
 
