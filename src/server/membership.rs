@@ -97,6 +97,16 @@ impl Node {
         self.membership_moved.notify_one();
     }
 
+    /// Nobody listens where a member should: its process is gone. Whoever it was dialed for, the
+    /// view says who should have been there.
+    pub(super) fn refused(self: &Rc<Self>, address: SocketAddr) {
+        let view = self.view();
+        let member = view.iter().flat_map(|view| &view.ring).find(|m| m.address == address);
+        if let Some(member) = member {
+            self.membership_event(Event::PeerGone(member.id.clone()));
+        }
+    }
+
     fn former_output(&self, output: Output) {
         match output {
             Output::Send { to, message } => {

@@ -59,7 +59,7 @@ use self::{
 };
 use crate::{
     cluster_key::ClusterKey,
-    membership::{Config as Timeouts, Durable, Event, Membership, Peer},
+    membership::{Config as Timeouts, Durable, Membership, Peer},
     name::Name,
     region::{
         files::{Places, make_private_dir},
@@ -375,7 +375,7 @@ impl Node {
         let mut told = HashSet::new();
         while let Some(event) = events.recv().await {
             match event {
-                peers::Event::Refused(peer) => self.membership_event(Event::PeerGone(peer)),
+                peers::Event::Refused(address) => self.refused(address),
                 peers::Event::OtherLife { .. } => {}
                 peers::Event::Rejected { address, why } => {
                     if told.insert(address) {
