@@ -10,7 +10,7 @@ use super::{
     Beat, Body, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer, Time,
     View,
     ballot::Votes,
-    detector::Detector,
+    detector::{Detector, Finding},
     holders::SyncFacts,
     requests::{Contacts, Requests},
     rounds::Round,
@@ -148,7 +148,7 @@ pub struct Membership {
 impl Membership {
     fn new(config: Config, me: Member, contacts: Contacts, now: Time) -> Self {
         Self {
-            detector: Detector::new(config, me.id.clone(), now),
+            detector: Detector::new(config, me.id.clone()),
             config,
             me,
             cluster: 0,
@@ -275,7 +275,13 @@ impl Membership {
 
     /// Whom this node, or somebody that it believes, does not hear.
     pub fn suspects(&self) -> impl Iterator<Item = &NodeId> {
-        self.detector.suspects().map(|(id, _)| id)
+        self.detector.suspects()
+    }
+
+    /// What the failure detector found since the last call, for the log. To be asked after each
+    /// event; most often it is nothing.
+    pub fn findings(&mut self) -> Vec<Finding> {
+        self.detector.findings()
     }
 
     /// Whether this node is in its installed view.
@@ -388,9 +394,10 @@ impl Membership {
             _ => Phase::Finished,
         };
         self.cluster = view.cluster;
-        self.votes = Votes::default();
+        let vote = std::mem::take(&mut self.votes).cast.vote.filter(|vote| vote.value == view);
+        let proposers = vote.map_or_else(Vec::new, |vote| vote.proposers);
         self.round = Round::default();
-        self.detector.watch(&view, now);
+        self.detector.watch(&view, &proposers, now);
         self.facts.prune(&view);
         self.requests.prune(&view, now);
         self.view = Some(view);

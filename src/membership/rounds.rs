@@ -122,7 +122,7 @@ impl Membership {
             change.left.push(leaver.clone());
             at = Some(now);
         }
-        for (suspect, since) in self.detector.suspects() {
+        for (suspect, since) in self.detector.removable() {
             let turn = since + self.config.propose_stagger * self.removal_rank(view, suspect);
             at = Some(at.map_or(turn, |at: Time| at.min(turn)));
             if !change.evicts(suspect) && !change.left.contains(suspect) {
