@@ -23,6 +23,7 @@ mod requests;
 pub mod rpc;
 pub mod state_file;
 pub mod store;
+mod suspicions;
 mod take_over;
 mod transports;
 

@@ -21,6 +21,7 @@ use super::{
     peers::Peers,
     rpc::{PeerMessage, Reply, Request},
     store::{Held, Meta, Store, Stored},
+    suspicions::Lateness,
 };
 use crate::{
     membership::{Member, NodeId, Peer, View},
@@ -96,6 +97,7 @@ pub(super) struct Node {
     pub(super) peers: Peers,
     pub(super) store: Store,
     pub(super) membership: RefCell<Shell>,
+    pub(super) lateness: RefCell<Lateness>,
     pub(super) view: RefCell<Option<Arc<View>>>,
     /// Told whenever something changed that somebody may wait for.
     pub(super) changed: Notify,
@@ -155,6 +157,7 @@ impl Node {
             peers,
             store,
             membership: RefCell::new(membership),
+            lateness: RefCell::default(),
             view: RefCell::new(None),
             changed: Notify::new(),
             owned: RefCell::default(),
