@@ -3,15 +3,18 @@
 //!
 //! ```sh
 //! cargo bench --bench detection -- kills 30      # rounds for each profile and each way to die
-//! cargo bench --bench detection -- load 600 3    # seconds of full load, servers
+//! cargo bench --bench detection -- load 600 3    # seconds of full load, servers (and a profile)
 //! ```
 //!
 //! `kills` wants a quiet machine. `load` keeps all cores busy four times over, fails when a view
-//! changes meanwhile, and kills a server at the end. All times are those of the servers' own logs.
+//! changes meanwhile, and kills a server at the end. It also shows how late the membership's timers
+//! ran. All other times are those of the servers' own logs.
 
 use std::{
     error::Error,
     fs,
+    io::{Read, Write},
+    net::TcpStream,
     path::Path,
     sync::{
         Arc,
@@ -27,6 +30,7 @@ use ringkeep::demo::ring::{self, LIMIT, Node, Ring};
 const ROUNDS_DEFAULT: u64 = 10;
 const SECONDS_DEFAULT: u64 = 20;
 const SERVERS_DEFAULT: usize = 3;
+const PROFILE_DEFAULT: &str = "normal";
 /// Busy threads for each core.
 const BUSY_PER_CORE: usize = 4;
 /// How often the logs are looked at under load.
@@ -42,13 +46,15 @@ fn main() -> Fallible<()> {
     }
     let words: Vec<&str> = args.iter().map(String::as_str).filter(|a| *a != "--bench").collect();
     match words[..] {
-        [] => kills(ROUNDS_DEFAULT).and_then(|()| load(SECONDS_DEFAULT, SERVERS_DEFAULT)),
+        [] => kills(ROUNDS_DEFAULT)
+            .and_then(|()| load(SECONDS_DEFAULT, SERVERS_DEFAULT, PROFILE_DEFAULT)),
         ["kills"] => kills(ROUNDS_DEFAULT),
         ["kills", rounds] => kills(rounds.parse()?),
-        ["load"] => load(SECONDS_DEFAULT, SERVERS_DEFAULT),
-        ["load", seconds] => load(seconds.parse()?, SERVERS_DEFAULT),
-        ["load", seconds, servers] => load(seconds.parse()?, servers.parse()?),
-        _ => Err("usage: detection [kills [ROUNDS] | load [SECONDS [SERVERS]]]".into()),
+        ["load"] => load(SECONDS_DEFAULT, SERVERS_DEFAULT, PROFILE_DEFAULT),
+        ["load", seconds] => load(seconds.parse()?, SERVERS_DEFAULT, PROFILE_DEFAULT),
+        ["load", seconds, servers] => load(seconds.parse()?, servers.parse()?, PROFILE_DEFAULT),
+        ["load", seconds, servers, profile] => load(seconds.parse()?, servers.parse()?, profile),
+        _ => Err("usage: detection [kills [ROUNDS] | load [SECONDS [SERVERS [PROFILE]]]]".into()),
     }
 }
 
@@ -132,8 +138,8 @@ fn gone(ring: &mut Ring, victim: usize, death: Death) -> Fallible<Duration> {
     Ok(last)
 }
 
-fn load(seconds: u64, servers: usize) -> Fallible<()> {
-    let mut ring = start(servers, &[])?;
+fn load(seconds: u64, servers: usize, profile: &str) -> Fallible<()> {
+    let mut ring = start(servers, &["--detection", profile, "--metrics", "127.0.0.1:0"])?;
     let before = count_views(&ring)?;
     let busy = Busy::start()?;
     println!("{servers} servers beside {} busy threads for {seconds} s", busy.threads.len());
@@ -148,6 +154,9 @@ fn load(seconds: u64, servers: usize) -> Fallible<()> {
     }
     println!("no view changed");
     tell_suspicions(&ring)?;
+    for node in ring.nodes() {
+        println!("  {}: timers late by at most … s: {}", node.name(), lateness(node)?);
+    }
     let killed = gone(&mut ring, servers - 1, Death::Killed)?;
     println!("killed under this load: new view on every survivor after {killed:.1?}");
     drop(busy);
@@ -212,6 +221,23 @@ fn log(node: &Node) -> Fallible<Vec<serde_json::Value>> {
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
+/// Of all runs of a server's membership timer, how many were so late.
+fn lateness(node: &Node) -> Fallible<String> {
+    let lines = log(node)?;
+    let serving = lines.iter().find(|line| line["fields"]["message"] == "serving metrics");
+    let address = serving.and_then(|line| line["fields"]["address"].as_str());
+    let mut stream = TcpStream::connect(address.ok_or("no metrics in the log")?)?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    let bucket = |line: &str| {
+        let line = line.strip_prefix("ringkeep_membership_lateness_seconds_bucket{le=\"")?;
+        let (bound, count) = line.split_once("\"} ")?;
+        Some(format!("{bound}: {count}"))
+    };
+    Ok(page.lines().filter_map(bucket).collect::<Vec<_>>().join(", "))
+}
+
 fn count_views(ring: &Ring) -> Fallible<usize> {
     ring.nodes().iter().map(|node| Ok(views(node)?.len())).sum()
 }
@@ -220,7 +246,8 @@ fn tell_suspicions(ring: &Ring) -> Fallible<()> {
     for node in ring.nodes() {
         for line in log(node)? {
             let fields = &line["fields"];
-            if line["level"] == "WARN" || fields.get("suspect").is_some() {
+            let about_late = fields.get("late_ms").is_some();
+            if about_late || fields.get("suspect").is_some() {
                 println!("  {}: {} {fields}", node.name(), line["timestamp"]);
             }
         }

@@ -309,12 +309,12 @@ impl Node {
             }
             let known = self.owned.borrow().get(&name).map(|o| o.meta.epoch);
             if known.is_some_and(|epoch| epoch >= meta.epoch) {
-                self.remove_region(meta, path).await;
+                self.remove_region(meta, path, region).await;
                 continue;
             }
             let older = self.owned.borrow_mut().remove(&name);
             if let Some(older) = older {
-                self.remove_region(older.meta, older.path).await;
+                self.remove_region(older.meta, older.path, older.region).await;
             }
             if !resumed && meta.held != Held::Superseded {
                 meta.held = Held::Superseded; // until it turns out that nobody took it over
@@ -433,6 +433,8 @@ async fn serve_metrics(address: SocketAddr) -> Result<(), ServeError> {
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(system(format!("serving metrics at {address}")))?;
     let handle = metrics::install().map_err(|e| system("metrics")(io::Error::other(e)))?;
+    let address = listener.local_addr().map_err(system("serving metrics"))?;
+    tracing::info!(%address, "serving metrics");
     metrics::serve(listener, handle);
     Ok(())
 }

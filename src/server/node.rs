@@ -347,11 +347,16 @@ impl Node {
         }
     }
 
-    /// Removes a region's files.
-    pub(super) async fn remove_region(&self, meta: Meta, path: PathBuf) {
+    /// Removes a region's files. Giving a gigabyte back takes the system longer than a neighbour
+    /// should wait for a heartbeat, so the mapping goes apart from this thread, too.
+    pub(super) async fn remove_region(&self, meta: Meta, path: PathBuf, region: Region) {
         self.memory_bytes.set(self.memory_bytes.get().saturating_sub(meta.bytes));
         let store = self.store.clone();
-        blocking(move || store.remove(&meta, &path)).await;
+        blocking(move || {
+            store.remove(&meta, &path);
+            drop(region);
+        })
+        .await;
         self.changed.notify_waiters();
     }
 
