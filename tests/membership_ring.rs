@@ -3,10 +3,10 @@
 
 mod membership_net;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use membership_net::{Faults, Net};
-use ringkeep::membership::{Event, JoinRefusal};
+use ringkeep::membership::{Config, Event, JoinRefusal};
 
 const SECOND: u64 = 1000;
 
@@ -340,10 +340,12 @@ fn every_view_number_has_one_value_and_a_healed_ring_becomes_whole_again() {
 }
 
 /// Messages slower than the timeouts and links that come and go: everybody suspects somebody else,
-/// and ballots of all kinds overlap.
+/// and ballots of all kinds overlap. Nobody learns patience.
 fn quarrel(seed: u64) -> usize {
     let names = ["a", "b", "c", "d", "e"];
-    let mut net = Net::ring(seed, &names);
+    let patience = Duration::from_millis(300);
+    let config = Config { suspicion_after: patience, suspicion_max: patience, ..Config::default() };
+    let mut net = Net::ring_with(config, seed, &names);
     net.rng.0 = seed.wrapping_mul(0x0abc_def1);
     net.faults =
         Faults { loss: 25, delay_max: 400_000, crash_after_persist: 30, ..membership_net::QUIET };

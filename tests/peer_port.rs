@@ -317,8 +317,8 @@ fn a_destination_that_is_down_costs_bounded_memory_and_is_found_again() {
         let stats = a.peers.stats();
         assert_eq!((stats.queued, stats.queued_bytes), (QUEUE_MESSAGES_MAX, 25_600));
         assert_eq!((stats.dropped, stats.destinations), (9_744, 1));
-        let Some(Event::Refused(who)) = a.events.recv().await else { panic!() };
-        assert_eq!(who, b.id);
+        let Some(Event::Refused(address)) = a.events.recv().await else { panic!() };
+        assert_eq!(address, b.address);
         // What waits too long is dropped, with nobody asking.
         while a.peers.stats().queued > 0 {
             // No event tells of it: the last attempt is refused before the last message is dropped.
@@ -412,7 +412,7 @@ fn the_death_of_a_peer_is_noticed_and_its_return_too() {
                 _ = beat.tick() => a.peers.send(&b.me, b"beat".to_vec()),
             }
         };
-        assert!(matches!(died, Event::Refused(who) if who == b.me.id));
+        assert!(matches!(died, Event::Refused(at) if at == b.me.address));
         let listener = TcpListener::bind(b.me.address).await.unwrap();
         let mut b = node_at("b", Some(&key), listener);
         assert_eq!(b.incoming.recv().await.unwrap().bytes, b"beat");

@@ -298,6 +298,20 @@ impl Ring {
         transport: &str,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, RingError> {
+        Self::start_with(program, count, transport, &[], stop)
+    }
+
+    /// The same, with these flags for every server.
+    ///
+    /// # Errors
+    /// Nothing is left behind then.
+    pub fn start_with(
+        program: &Path,
+        count: usize,
+        transport: &str,
+        args: &[&str],
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, RingError> {
         let root = tempfile::Builder::new().prefix("ringkeep-").tempdir_in("/dev/shm");
         let root = root.map_err(system("making a directory in /dev/shm"))?.keep();
         let node = |name: char| Node {
@@ -305,7 +319,7 @@ impl Ring {
             transport: transport.to_owned(),
             name: name.to_string(),
             root: root.clone(),
-            args: Vec::new(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
             child: None,
         };
         let nodes = ('a'..='z').take(count).map(node).collect();

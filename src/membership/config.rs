@@ -32,8 +32,11 @@ impl Add<Duration> for Time {
 pub struct Config {
     /// How often a member tells its two neighbours that it lives.
     pub heartbeat_interval: Duration,
-    /// How long a neighbour may be silent before it is suspected. Several heartbeats.
+    /// How long a neighbour may at least be silent before it is suspected, several heartbeats; and
+    /// how much longer one accuser waits than two.
     pub suspicion_after: Duration,
+    /// How far that grows with the gaps and the lateness that were seen lately.
+    pub suspicion_max: Duration,
     /// How long each further candidate waits before it does the first candidate's work (δ).
     pub propose_stagger: Duration,
     /// When an unanswered message is sent again.
@@ -47,6 +50,7 @@ impl Default for Config {
         Self {
             heartbeat_interval: Duration::from_millis(100),
             suspicion_after: Duration::from_millis(600),
+            suspicion_max: Duration::from_secs(5),
             propose_stagger: Duration::from_millis(50),
             retry_after: Duration::from_millis(200),
             slow_ballot_after: Duration::from_millis(250),
@@ -60,6 +64,7 @@ impl Config {
         Self {
             heartbeat_interval: Duration::from_millis(500),
             suspicion_after: Duration::from_secs(3),
+            suspicion_max: Duration::from_secs(15),
             propose_stagger: Duration::from_millis(250),
             retry_after: Duration::from_secs(1),
             slow_ballot_after: Duration::from_millis(1250),
@@ -71,6 +76,7 @@ impl Config {
         Self {
             heartbeat_interval: Duration::from_millis(20),
             suspicion_after: Duration::from_millis(120),
+            suspicion_max: Duration::from_secs(1),
             propose_stagger: Duration::from_millis(10),
             retry_after: Duration::from_millis(40),
             slow_ballot_after: Duration::from_millis(50),

@@ -6,7 +6,7 @@ use super::{
     Beat, Body, Change, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer,
     Time, View,
     ballot::Votes,
-    detector::Detector,
+    detector::{Detector, Finding},
     holders::SyncFacts,
     instance::Instance,
     requests::{Contacts, Requests},
@@ -152,7 +152,7 @@ pub struct Membership {
 impl Membership {
     fn new(config: Config, me: Member, contacts: Contacts, now: Time) -> Self {
         Self {
-            detector: Detector::new(config, me.id.clone(), now),
+            detector: Detector::new(config, me.id.clone()),
             config,
             me,
             cluster: 0,
@@ -285,7 +285,13 @@ impl Membership {
 
     /// Whom this node, or somebody that it believes, does not hear.
     pub fn suspects(&self) -> impl Iterator<Item = &NodeId> {
-        self.detector.suspects().map(|(id, _)| id)
+        self.detector.suspects()
+    }
+
+    /// What the failure detector found since the last call, for the log. To be asked after each
+    /// event; most often it is nothing.
+    pub fn findings(&mut self) -> Vec<Finding> {
+        self.detector.findings()
     }
 
     /// Whether this node is in its installed view.
@@ -407,9 +413,13 @@ impl Membership {
             _ => Phase::Finished,
         };
         self.cluster = view.cluster;
+        let former = self.instance.take();
+        let vote = former.as_ref().and_then(|instance| instance.votes().cast.vote.as_ref());
+        let proposers = vote.filter(|vote| *vote.value == view.change).map(|v| &v.proposers);
+        let proposers: Vec<NodeId> = proposers.into_iter().flatten().cloned().collect();
         self.instance = Some(Instance::new(me.clone(), view.clone(), Votes::default()));
         self.schedule = Schedule::default();
-        self.detector.watch(&view, now);
+        self.detector.watch(&view, &proposers, now);
         self.facts.prune(&view);
         self.requests.prune(&view, now);
         self.view = Some(view);

@@ -54,6 +54,7 @@ mod view;
 pub use ballot::Durable;
 pub use change::{Change, ChangeError};
 pub use config::{Config, Time};
+pub use detector::{Finding, Reason};
 pub use holders::{HoldingRun, OwnerHolders};
 pub use machine::{Event, Membership, Output, ResumeError};
 pub use message::{Beat, Body, Confirmation, Departure, JoinRefusal, Message, Peer, Refusal};

@@ -111,7 +111,7 @@ impl Membership {
         if !change.is_empty() {
             at = Some(now);
         }
-        for (suspect, since) in self.detector.suspects() {
+        for (suspect, since) in self.detector.removable() {
             let turn = since + self.config.propose_stagger * self.removal_rank(view, suspect);
             at = Some(at.map_or(turn, |at: Time| at.min(turn)));
             if !change.evicts(suspect) && !change.left.contains(suspect) {

@@ -70,7 +70,11 @@ impl Node {
                 () = tokio::time::sleep(wait) => {}
                 () = self.membership_moved.notified() => {}
             }
-            if self.membership.borrow().deadline().is_some_and(|at| at <= now()) {
+            let (deadline, now) = (self.membership.borrow().deadline(), now());
+            if let Some(at) = deadline.filter(|at| *at <= now) {
+                if at != Time(0) {
+                    self.ran_late(now.since(at), now);
+                }
                 self.membership_event(Event::Tick);
             }
         }
@@ -79,14 +83,16 @@ impl Node {
     /// Something happened that the membership wants to know.
     pub(super) fn membership_event(self: &Rc<Self>, event: Event) {
         let (mut outputs, mut former_outputs) = (Vec::new(), Vec::new());
-        {
+        let findings = {
             let mut shell = self.membership.borrow_mut();
             let for_both = matches!(event, Event::Received { .. } | Event::Tick);
             if let Some((former, _)) = shell.former.as_mut().filter(|_| for_both) {
                 former.handle(now(), event.clone(), &mut former_outputs);
             }
             shell.machine.handle(now(), event, &mut outputs);
-        }
+            shell.machine.findings()
+        };
+        findings.iter().for_each(|finding| self.report(finding));
         for output in former_outputs {
             self.former_output(output);
         }
@@ -95,6 +101,16 @@ impl Node {
         }
         self.membership.borrow_mut().former.take_if(|(machine, _)| machine.is_finished());
         self.membership_moved.notify_one();
+    }
+
+    /// Nobody listens where a member should: its process is gone. Whoever it was dialed for, the
+    /// view says who should have been there.
+    pub(super) fn refused(self: &Rc<Self>, address: SocketAddr) {
+        let view = self.view();
+        let member = view.iter().flat_map(|view| &view.ring).find(|m| m.address == address);
+        if let Some(member) = member {
+            self.membership_event(Event::PeerGone(member.id.clone()));
+        }
     }
 
     fn former_output(&self, output: Output) {

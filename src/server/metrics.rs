@@ -6,8 +6,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use metrics::{counter, describe_counter, describe_gauge, gauge};
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -34,15 +36,28 @@ const MEMORY_LIMIT: &str = "ringkeep_memory_limit_bytes";
 const COMMITS: &str = "ringkeep_commits_mirrored_total";
 const VIEW_CHANGES: &str = "ringkeep_view_changes_total";
 const EVICTIONS: &str = "ringkeep_evictions_total";
+const SUSPICIONS: &str = "ringkeep_suspicions_total";
+const WITHDRAWN: &str = "ringkeep_suspicions_withdrawn_total";
+const LATENESS: &str = "ringkeep_membership_lateness_seconds";
+
+/// Ordinary, noticeable, several heartbeats, as long as others wait.
+const LATENESS_BUCKETS: [f64; 8] = [0.001, 0.002, 0.005, 0.02, 0.05, 0.1, 0.3, 1.0];
+/// What was observed is put into its buckets so often, whether or not anybody asks for it.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Makes this process keep the numbers, from now on.
 ///
 /// # Errors
 /// Something else keeps numbers in this process already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new().install_recorder()?;
+    let handle = builder()?.install_recorder()?;
     describe();
     Ok(handle)
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    let lateness = Matcher::Full(LATENESS.to_owned());
+    PrometheusBuilder::new().set_buckets_for_metric(lateness, &LATENESS_BUCKETS)
 }
 
 fn describe() {
@@ -56,8 +71,12 @@ fn describe() {
     describe_counter!(COMMITS, "Commits that reached their mirror");
     describe_counter!(VIEW_CHANGES, "Views that this node installed");
     describe_counter!(EVICTIONS, "Times that this node was taken out of the ring");
+    describe_counter!(SUSPICIONS, "Times that this node did not hear a neighbour for too long");
+    describe_counter!(WITHDRAWN, "Times that such a neighbour was heard again");
+    let lateness = "How much later than wanted the membership's timer ran";
+    describe_histogram!(LATENESS, Unit::Seconds, lateness);
     // So that a scrape before the first event shows 0 and not nothing.
-    for name in [COMMITS, VIEW_CHANGES, EVICTIONS] {
+    for name in [COMMITS, VIEW_CHANGES, EVICTIONS, SUSPICIONS, WITHDRAWN] {
         counter!(name).increment(0);
     }
 }
@@ -72,6 +91,21 @@ pub fn view_installed(number: u64, members: usize) {
 /// This node was taken out of the ring.
 pub fn evicted() {
     counter!(EVICTIONS).increment(1);
+}
+
+/// A neighbour was silent for too long.
+pub fn suspected() {
+    counter!(SUSPICIONS).increment(1);
+}
+
+/// A neighbour that was suspected was heard again.
+pub fn suspicion_withdrawn() {
+    counter!(WITHDRAWN).increment(1);
+}
+
+/// The membership's timer ran so much later than wanted.
+pub fn ran_late(late: Duration) {
+    histogram!(LATENESS).record(late);
 }
 
 /// How many checkpoints this node owns, and how many mirrors it holds.
@@ -101,6 +135,7 @@ pub fn set_commits_mirrored(total: u64) {
 pub fn serve(listener: TcpListener, handle: PrometheusHandle) -> JoinHandle<()> {
     tokio::task::spawn_local(async move {
         let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
+        let _upkeep = keep_up(handle.clone());
         loop {
             // More clients than slots wait in the listener's backlog.
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -119,6 +154,24 @@ pub fn serve(listener: TcpListener, handle: PrometheusHandle) -> JoinHandle<()> 
             }
         }
     })
+}
+
+/// Until it is dropped.
+fn keep_up(handle: PrometheusHandle) -> AbortOnDrop {
+    AbortOnDrop(tokio::task::spawn_local(async move {
+        loop {
+            sleep(UPKEEP_INTERVAL).await;
+            handle.run_upkeep();
+        }
+    }))
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 async fn scraped(mut client: TcpStream, from: SocketAddr, handle: &PrometheusHandle) {
@@ -172,7 +225,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_scrape_shows_the_numbers_and_nonsense_does_not_stop_it() {
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder = builder().unwrap().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             describe();
@@ -181,6 +234,8 @@ mod tests {
             set_protected(true);
             set_memory(10, 100);
             set_commits_mirrored(42);
+            suspected();
+            ran_late(Duration::from_millis(3));
         });
         let work = async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -207,6 +262,10 @@ mod tests {
                 "ringkeep_commits_mirrored_total 42",
                 "ringkeep_view_changes_total 1",
                 "ringkeep_evictions_total 0",
+                "ringkeep_suspicions_total 1",
+                "ringkeep_suspicions_withdrawn_total 0",
+                "ringkeep_membership_lateness_seconds_bucket{le=\"0.002\"} 0",
+                "ringkeep_membership_lateness_seconds_bucket{le=\"0.005\"} 1",
                 "# HELP ringkeep_protected",
             ] {
                 assert!(page.contains(line), "{line} in {page}");

@@ -351,14 +351,14 @@ impl Node {
                 return;
             }
         }
-        self.remove_region(mirror.meta, mirror.path).await;
+        self.remove_region(mirror.meta, mirror.path, mirror.region).await;
     }
 
     /// Forgets an owned checkpoint that the data plane does not serve any more, and its memory.
     pub(super) async fn drop_owned(&self, name: &Name) {
         let Some(owned) = self.owned.borrow_mut().remove(name) else { return };
         self.synced_views.borrow_mut().remove(name);
-        self.remove_region(owned.meta, owned.path).await;
+        self.remove_region(owned.meta, owned.path, owned.region).await;
     }
 
     /// Stops accepting a dead owner's writes, then says what there is (rule H5: first fence, then

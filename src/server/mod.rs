@@ -24,6 +24,7 @@ mod requests;
 pub mod rpc;
 pub mod state_file;
 pub mod store;
+mod suspicions;
 mod take_over;
 mod transports;
 
@@ -60,7 +61,7 @@ use self::{
 };
 use crate::{
     cluster_key::ClusterKey,
-    membership::{Config as Timeouts, Durable, Event, Member, Membership, Peer},
+    membership::{Config as Timeouts, Durable, Member, Membership, Peer},
     name::Name,
     region::{
         files::{Places, make_private_dir},
@@ -365,12 +366,12 @@ impl Node {
             }
             let known = self.owned.borrow().get(&name).map(|o| o.meta.epoch);
             if known.is_some_and(|epoch| epoch >= meta.epoch) {
-                self.remove_region(meta, path).await;
+                self.remove_region(meta, path, region).await;
                 continue;
             }
             let older = self.owned.borrow_mut().remove(&name);
             if let Some(older) = older {
-                self.remove_region(older.meta, older.path).await;
+                self.remove_region(older.meta, older.path, older.region).await;
             }
             if !resumed && meta.held != Held::Superseded {
                 meta.held = Held::Superseded; // until it turns out that nobody took it over
@@ -432,7 +433,7 @@ impl Node {
         let mut told = HashSet::new();
         while let Some(event) = events.recv().await {
             match event {
-                peers::Event::Refused(peer) => self.membership_event(Event::PeerGone(peer)),
+                peers::Event::Refused(address) => self.refused(address),
                 peers::Event::OtherLife { .. } => {}
                 peers::Event::Rejected { address, why } => {
                     if told.insert(address) {
@@ -489,6 +490,8 @@ async fn serve_metrics(address: SocketAddr) -> Result<(), ServeError> {
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(system(format!("serving metrics at {address}")))?;
     let handle = metrics::install().map_err(|e| system("metrics")(io::Error::other(e)))?;
+    let address = listener.local_addr().map_err(system("serving metrics"))?;
+    tracing::info!(%address, "serving metrics");
     metrics::serve(listener, handle);
     Ok(())
 }

@@ -21,6 +21,7 @@ use super::{
     peers::Peers,
     rpc::{PeerMessage, Reply, Request},
     store::{Held, Meta, Store, Stored},
+    suspicions::Lateness,
 };
 use crate::{
     membership::{Member, NodeId, Peer, View},
@@ -96,6 +97,7 @@ pub(super) struct Node {
     pub(super) peers: Peers,
     pub(super) store: Store,
     pub(super) membership: RefCell<Shell>,
+    pub(super) lateness: RefCell<Lateness>,
     pub(super) view: RefCell<Option<Arc<View>>>,
     /// Told whenever something changed that somebody may wait for.
     pub(super) changed: Notify,
@@ -157,6 +159,7 @@ impl Node {
             peers,
             store,
             membership: RefCell::new(membership),
+            lateness: RefCell::default(),
             view: RefCell::new(None),
             changed: Notify::new(),
             owned: RefCell::default(),
@@ -352,11 +355,16 @@ impl Node {
         }
     }
 
-    /// Removes a region's files.
-    pub(super) async fn remove_region(&self, meta: Meta, path: PathBuf) {
+    /// Removes a region's files. Giving a gigabyte back takes the system longer than a neighbour
+    /// should wait for a heartbeat, so the mapping goes apart from this thread, too.
+    pub(super) async fn remove_region(&self, meta: Meta, path: PathBuf, region: Region) {
         self.memory_bytes.set(self.memory_bytes.get().saturating_sub(meta.bytes));
         let store = self.store.clone();
-        blocking(move || store.remove(&meta, &path)).await;
+        blocking(move || {
+            store.remove(&meta, &path);
+            drop(region);
+        })
+        .await;
         self.changed.notify_waiters();
     }
 

@@ -283,7 +283,7 @@ impl Node {
         if self.life.get() != life {
             // Evicted meanwhile: the old region is superseded, the new one is nothing.
             if let Ok(stored) = made {
-                self.remove_region(stored.meta, stored.path).await;
+                self.remove_region(stored.meta, stored.path, stored.region).await;
             }
             let why = "this node was evicted meanwhile; try again";
             return Err(Failure::new(FailureKind::Unavailable, why));
@@ -295,7 +295,7 @@ impl Node {
             Ok(stored) => {
                 self.synced_views.borrow_mut().remove(name);
                 let served = self.serve(Owned::new(stored), life).await;
-                self.remove_region(before.meta, before.path).await;
+                self.remove_region(before.meta, before.path, before.region).await;
                 served
             }
             Err(failure) => {

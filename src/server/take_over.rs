@@ -74,7 +74,7 @@ impl Node {
         let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;
         self.cast(from, Request::Fetched { key: grant.key });
         if let Err(failure) = read {
-            self.remove_region(stored.meta, stored.path).await;
+            self.remove_region(stored.meta, stored.path, stored.region).await;
             return Err(failure);
         }
         self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;

@@ -115,7 +115,11 @@ impl Net {
 
     /// A ring of the names, formed one by one on a quiet network.
     pub(crate) fn ring(seed: u64, names: &[&str]) -> Self {
-        let mut net = Self::new(seed);
+        Self::ring_with(Config::default(), seed, names)
+    }
+
+    pub(crate) fn ring_with(config: Config, seed: u64, names: &[&str]) -> Self {
+        let mut net = Self { config, ..Self::new(seed) };
         net.found(names[0]);
         for name in &names[1..] {
             net.join(name);

@@ -82,8 +82,8 @@ pub struct Incoming {
 /// What dialing taught.
 #[derive(Debug)]
 pub enum Event {
-    /// Nobody listens where this peer should. Comes again with each attempt.
-    Refused(NodeId),
+    /// Nobody listens at this address. Comes again with each attempt.
+    Refused(SocketAddr),
     /// Another life, or another node, answers where this peer should. Comes again likewise.
     OtherLife {
         /// Who should have answered.

@@ -214,9 +214,7 @@ fn report(
         tracing::info!("no connection to {address}: {error}");
     }
     if error.is_connection_refused() {
-        if let Some(id) = &to.expects {
-            inner.tell(Event::Refused(id.clone()));
-        }
+        inner.tell(Event::Refused(address));
         return;
     }
     match error {
