@@ -138,12 +138,7 @@ pub struct ServeArgs {
     /// How long SIGTERM may take to hand this node's mirrors over before it stops anyway; 0s stops
     /// at once, keeps everything in memory and does not leave the ring; so does a second SIGTERM
     /// or SIGINT [default: 30s]
-    #[arg(
-        long,
-        env = "RINGKEEP_LEAVE_TIMEOUT",
-        hide_env_values = true,
-        value_name = "DURATION",
-    )]
+    #[arg(long, env = "RINGKEEP_LEAVE_TIMEOUT", hide_env_values = true, value_name = "DURATION")]
     pub leave_timeout: Option<Period>,
     /// Where region files go when huge pages have no room [default: /dev/shm/ringkeep-UID/NAME]
     #[arg(long, env = "RINGKEEP_DIR", hide_env_values = true, value_name = "PATH")]

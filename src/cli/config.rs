@@ -209,7 +209,9 @@ impl ConfigError {
             }
             Self::ListenUnspecified { .. } => "give --listen the address of one interface",
             Self::JoinPortZero { .. } => "give --join the address that the other server listens on",
-            Self::WitnessAlone => "give --join the addresses of the servers that it is to vote with",
+            Self::WitnessAlone => {
+                "give --join the addresses of the servers that it is to vote with"
+            }
             Self::WitnessStores { .. } => {
                 "leave it out of the flags, the environment and the file, or leave out --witness"
             }

@@ -22,6 +22,7 @@ mod recover;
 mod requests;
 pub mod rpc;
 pub mod state_file;
+mod status;
 pub mod store;
 mod take_over;
 mod transports;

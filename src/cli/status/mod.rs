@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     demo::drawing::{Charset, draw, ring_of},
-    protocol::{RingState, Role, Status},
+    name::Name,
+    protocol::{MirrorOf, OwnedStatus, RingState, Role, Status, SyncStatus},
 };
 
 /// Shows the ring and its protection.
@@ -26,12 +27,8 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Outcome {
 
 fn text(status: &Status, charset: Charset) -> String {
     let mut text = String::new();
-    let state = match status.state {
-        RingState::Protected => "protected: every checkpoint here has two live copies",
-        RingState::Degraded => "DEGRADED: not every checkpoint here has two live copies",
-    };
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{} is {state}", status.node);
+    let _ = writeln!(text, "{} is {}", status.node, state(status));
     match &status.view {
         None => {
             let _ = writeln!(text, "It is joining and in no view yet.");
@@ -40,9 +37,8 @@ fn text(status: &Status, charset: Charset) -> String {
             let _ = write!(text, "\nView {}:\n{}", view.number, draw(&ring_of(status), charset));
         }
     }
-    if !status.suspects.is_empty() {
-        let names: Vec<&str> = status.suspects.iter().map(|name| name.as_str()).collect();
-        let _ = writeln!(text, "Not answering: {}", names.join(", "));
+    for (label, names) in beside_the_ring(status) {
+        let _ = writeln!(text, "{label}: {names}");
     }
     let _ = writeln!(
         text,
@@ -54,6 +50,37 @@ fn text(status: &Status, charset: Charset) -> String {
         Size(status.memory_bytes_max),
     );
     text + &checkpoints(status) + &mirrors(status)
+}
+
+/// What a person is to know first.
+fn state(status: &Status) -> &'static str {
+    match status.state {
+        _ if status.witness => "a witness: it votes and stores nothing",
+        RingState::Protected => "protected: every checkpoint here has two live copies",
+        RingState::Degraded => "DEGRADED: not every checkpoint here has two live copies",
+    }
+}
+
+/// What the picture of the ring does not show, where there is any.
+fn beside_the_ring(status: &Status) -> Vec<(&'static str, String)> {
+    let names = |names: &[Name]| names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+    let mut lines = vec![("Not answering", names(&status.suspects))];
+    if let Some(view) = &status.view {
+        let gone = |name: &&Name| !view.members.contains(name) && !view.witnesses.contains(name);
+        let gone: Vec<Name> = view.voters.iter().filter(gone).cloned().collect();
+        let zones = view.zones.iter().map(|(node, zone)| format!("{node} {zone}"));
+        lines.extend([
+            ("Leaving", names(&view.leaving)),
+            ("Witness", names(&view.witnesses)),
+            ("Voting though gone", names(&gone)),
+            ("Zones", zones.collect::<Vec<_>>().join(", ")),
+        ]);
+    }
+    if status.mirrors_wanted > 1 {
+        lines.push(("Mirrors of each checkpoint", status.mirrors_wanted.to_string()));
+    }
+    lines.retain(|(_, text)| !text.is_empty());
+    lines
 }
 
 fn checkpoints(status: &Status) -> String {
@@ -87,10 +114,26 @@ fn checkpoints(status: &Status) -> String {
             or_dash(mirror.map(|m| &m.node)),
             or_dash(mirror.map(|m| m.version)),
             or_dash(mirror.map(|m| m.state)),
-            or_dash(mirror.map(|m| m.transport)),
+            or_dash(mirror.map(over)),
         ]
     });
-    format!("\n{}", table(heads, rows))
+    format!("\n{}{}", table(heads, rows), syncing(status))
+}
+
+/// How a mirror is reached.
+fn over(mirror: &MirrorOf) -> String {
+    mirror.transport.map_or_else(|| "down".to_owned(), |transport| transport.to_string())
+}
+
+/// A line for each copy that is being made.
+fn syncing(status: &Status) -> String {
+    let copies = status.checkpoints.iter().flat_map(|c| c.syncing.iter().map(move |s| (c, s)));
+    let line = |(checkpoint, sync): (&OwnedStatus, &SyncStatus)| {
+        let (name, node) = (&checkpoint.name, &sync.node);
+        format!("{name} to {node}: {} of {}\n", Size(sync.sent_bytes), Size(sync.bytes))
+    };
+    let lines: String = copies.map(|copy| format!("Copying {}", line(copy))).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
 }
 
 fn mirrors(status: &Status) -> String {
@@ -146,6 +189,44 @@ mod tests {
         ] {
             assert!(words(&text).contains(&words(part)), "{part}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_link_that_is_down_and_a_copy_under_way_are_told() {
+        let mut status = example();
+        status.checkpoints[0].mirror.as_mut().unwrap().transport = None;
+        let node = Name::new("c").unwrap();
+        let sync = SyncStatus { node, sent_bytes: 1 << 19, bytes: 1 << 20 };
+        status.checkpoints[0].syncing.push(sync);
+        let text = text(&status, Charset::Ascii);
+        assert!(text.contains("in-sync  down"), "{text}");
+        assert!(text.contains("Copying sched to c: 512.00 KiB of 1.00 MiB"), "{text}");
+    }
+
+    #[test]
+    fn who_votes_leaves_or_shares_a_fate_is_told_when_there_is_any() {
+        let plain = text(&example(), Charset::Ascii);
+        for word in ["Leaving", "Witness", "Zones", "though gone", "Mirrors of"] {
+            assert!(!plain.contains(word), "{word}: {plain}");
+        }
+        let name = |text: &str| Name::new(text).unwrap();
+        let mut status = Status { mirrors_wanted: 2, ..example() };
+        let view = status.view.as_mut().unwrap();
+        view.voters.extend([name("w"), name("d")]);
+        (view.witnesses, view.leaving) = (vec![name("w")], vec![name("b")]);
+        view.zones.insert(name("a"), name("rack-1"));
+        let told = text(&status, Charset::Ascii);
+        for line in [
+            "Leaving: b",
+            "Witness: w",
+            "Voting though gone: d",
+            "Zones: a rack-1",
+            "Mirrors of each checkpoint: 2",
+        ] {
+            assert!(told.lines().any(|told| told == line), "{line}: {told}");
+        }
+        let witness = Status { witness: true, ..example() };
+        assert!(text(&witness, Charset::Ascii).starts_with("a is a witness"));
     }
 
     #[test]
