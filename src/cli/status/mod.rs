@@ -1,5 +1,11 @@
 //! `ringkeep status`.
 
+mod changes;
+mod page;
+mod progress;
+mod screen;
+mod watch;
+
 use std::fmt::Write;
 
 use super::{
@@ -18,6 +24,9 @@ use crate::{
 
 /// Shows the ring and its protection.
 pub(super) fn run(global: &Global, args: &StatusArgs) -> Outcome {
+    if args.watch {
+        return watch::run(global, args);
+    }
     let status = connect(global)?.status()?;
     match args.output.json {
         true => print_json(&status),
@@ -87,6 +96,10 @@ fn checkpoints(status: &Status) -> String {
     if status.checkpoints.is_empty() {
         return String::new();
     }
+    format!("\n{}{}", checkpoint_rows(status), syncing(status))
+}
+
+fn checkpoint_rows(status: &Status) -> String {
     let heads = [
         ("CHECKPOINT", Align::Left),
         ("ROLE", Align::Left),
@@ -95,6 +108,7 @@ fn checkpoints(status: &Status) -> String {
         ("SERVICE", Align::Left),
         ("MIRROR", Align::Left),
         ("VERSION", Align::Right),
+        ("LAG", Align::Right),
         ("STATE", Align::Left),
         ("OVER", Align::Left),
     ];
@@ -113,11 +127,12 @@ fn checkpoints(status: &Status) -> String {
             if c.attached { "attached" } else { "-" }.to_owned(),
             or_dash(mirror.map(|m| &m.node)),
             or_dash(mirror.map(|m| m.version)),
+            or_dash(mirror.map(|m| c.version.saturating_sub(m.version))),
             or_dash(mirror.map(|m| m.state)),
             or_dash(mirror.map(over)),
         ]
     });
-    format!("\n{}{}", table(heads, rows), syncing(status))
+    table(heads, rows)
 }
 
 /// How a mirror is reached.
@@ -140,6 +155,10 @@ fn mirrors(status: &Status) -> String {
     if status.mirrors.is_empty() {
         return String::new();
     }
+    format!("\n{}", mirror_rows(status))
+}
+
+fn mirror_rows(status: &Status) -> String {
     let heads = [
         ("MIRROR OF", Align::Left),
         ("OWNER", Align::Left),
@@ -149,15 +168,15 @@ fn mirrors(status: &Status) -> String {
     let rows = status.mirrors.iter().map(|m| {
         [m.name.to_string(), m.owner.to_string(), m.version.to_string(), m.state.to_string()]
     });
-    format!("\n{}", table(heads, rows))
+    table(heads, rows)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// The front door's own example, with the keys that were added since.
-    fn example() -> Status {
+    pub(super) fn example() -> Status {
         serde_json::from_str(
             r#"{"node": "a", "incarnation": 7, "transport": "rdma", "hugepages": true,
                 "view": {"number": 3, "members": ["a", "b", "c"], "voters": ["a", "b", "c"]},
@@ -166,6 +185,7 @@ mod tests {
                     "bytes": 1048576, "attached": true, "epoch": 1,
                     "mirror": {"node": "c", "version": 42, "state": "in-sync",
                                "transport": "tcp"}}],
+                "links": [{"node": "c", "direction": "to", "transport": "tcp", "state": "up"}],
                 "mirrors": [{"name": "queue", "owner": "b", "version": 9, "state": "in-sync"}],
                 "memory_bytes": 4194304, "memory_bytes_max": 8388608, "suspects": ["b"]}"#,
         )
@@ -183,7 +203,7 @@ mod tests {
             "| queue v9 owner |",
             "Not answering: b",
             "memory 4.00 MiB of 8.00 MiB",
-            "sched       owner       42  1.00 MiB  attached  c            42  in-sync  tcp",
+            "sched       owner       42  1.00 MiB  attached  c            42  0  in-sync  tcp",
             "transport rdma",
             "queue      b            9  in-sync",
         ] {
