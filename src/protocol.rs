@@ -4,6 +4,8 @@
 //! [`MESSAGE_BYTES_MAX`]. Descriptors travel beside a message as `SCM_RIGHTS`. JSON, because this
 //! path is not hot and client and server may be of different versions.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -224,6 +226,15 @@ pub struct Status {
     pub node: Name,
     /// Which life of it.
     pub incarnation: u64,
+    /// It votes and stores nothing.
+    #[serde(default)]
+    pub witness: bool,
+    /// What it shares a fate with.
+    #[serde(default)]
+    pub zone: Option<Name>,
+    /// On how many predecessors its checkpoints are to have a copy.
+    #[serde(default = "one")]
+    pub mirrors_wanted: u8,
     /// The best transport that it has and may use; each mirror has its own.
     pub transport: transport::Kind,
     /// Large regions lie in huge pages.
@@ -236,6 +247,9 @@ pub struct Status {
     pub successor: Option<Name>,
     /// Whether everything is on two nodes.
     pub state: RingState,
+    /// Data connections with other nodes: those that are there, and those that are wanted.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
     /// What this node owns.
     pub checkpoints: Vec<OwnedStatus>,
     /// What this node holds for others.
@@ -257,6 +271,64 @@ pub struct StatusView {
     pub members: Vec<Name>,
     /// Who decides the next one.
     pub voters: Vec<Name>,
+    /// Those of the voters that store nothing.
+    #[serde(default)]
+    pub witnesses: Vec<Name>,
+    /// Members that are on their way out of the ring.
+    #[serde(default)]
+    pub leaving: Vec<Name>,
+    /// The zones of those that have one.
+    #[serde(default)]
+    pub zones: BTreeMap<Name, Name>,
+}
+
+fn one() -> u8 {
+    1
+}
+
+/// A data connection in a status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The node at the other end.
+    pub node: Name,
+    /// Which way bytes are written.
+    pub direction: Direction,
+    /// What it uses; absent while it is not there.
+    pub transport: Option<transport::Kind>,
+    /// How it is.
+    pub state: LinkState,
+}
+
+/// Which way bytes are written on a data connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From this node into the other one's memory.
+    To,
+    /// From the other node into this one's memory.
+    From,
+}
+
+/// How a data connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// Bytes can be written.
+    Up,
+    /// It is being made.
+    Connecting,
+    /// It is wanted, and it is not there.
+    Down,
+}
+
+impl std::fmt::Display for LinkState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Up => "up",
+            Self::Connecting => "connecting",
+            Self::Down => "down",
+        })
+    }
 }
 
 /// An owned checkpoint in a status.
@@ -276,6 +348,20 @@ pub struct OwnedStatus {
     pub epoch: u64,
     /// The second copy.
     pub mirror: Option<MirrorOf>,
+    /// Copies that are being made.
+    #[serde(default)]
+    pub syncing: Vec<SyncStatus>,
+}
+
+/// A copy that is being made, in a status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// The node that gets it.
+    pub node: Name,
+    /// Bytes that are on their way or there. Over RDMA a copy counts when it is there.
+    pub sent_bytes: u64,
+    /// Bytes that are to be sent.
+    pub bytes: u64,
 }
 
 /// In which way a node has a checkpoint.
@@ -299,8 +385,8 @@ pub struct MirrorOf {
     pub version: Version,
     /// How it is.
     pub state: CopyState,
-    /// How it is reached.
-    pub transport: transport::Kind,
+    /// How it is reached; absent while the link to it is down.
+    pub transport: Option<transport::Kind>,
 }
 
 /// A mirror in a status.

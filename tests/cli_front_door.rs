@@ -59,12 +59,16 @@ fn every_command_explains_its_flags() {
                 "--cpu",
                 "--metrics",
                 "--config",
+                "--witness",
+                "--zone",
+                "--mirrors",
+                "--leave-timeout",
             ],
         ),
         ("put", &["--durability", "--timeout", "--socket", "local", "mirrored"]),
         ("get", &["--output", "--version"]),
         ("ls", &["--json"]),
-        ("status", &["--json"]),
+        ("status", &["--json", "--watch", "--interval"]),
         ("verify", &["--json"]),
         ("rm", &["--json"]),
         ("doctor", &["--json", "--cluster-key", "--listen", "--transport", "--device"]),
@@ -97,6 +101,8 @@ fn wrong_usage_exits_2_with_one_line() {
     refused(&run(&["serve", "--memory", "much"]), 2);
     refused(&run(&["serve", "--memory", "9223372036854775808g"]), 2);
     refused(&run(&["serve", "--join", "nowhere"]), 2);
+    refused(&run(&["serve", "--leave-timeout", "30"]), 2);
+    refused(&run(&["serve", "--zone", "../rack"]), 2);
     refused(&run(&["demo", "--nodes", "1"]), 2);
     refused(&run(&["man", "nothing"]), 2);
     refused(&run(&["-v", "-q", "ls"]), 2);
@@ -145,6 +151,20 @@ fn an_address_others_can_reach_needs_a_key() {
     let line = refused(&run(&["serve", "--listen", "10.0.0.2:7741"]), 2);
     assert!(line.contains("10.0.0.2:7741") && line.contains("ringkeep keygen"), "{line}");
     refused(&run(&["serve", "--join", "127.0.0.1:1,10.0.0.2:7741"]), 2);
+}
+
+#[test]
+fn a_witness_needs_a_ring_and_takes_nothing_about_storing() {
+    let witness = ["serve", "--witness"];
+    let serve = |more: &[&str]| refused(&run(&[&witness, more].concat()), 2);
+    assert!(serve(&[]).contains("--join"));
+    assert!(serve(&["--join", "127.0.0.1:1", "--memory", "1g"]).contains("memory was given"));
+    assert!(serve(&["--join", "127.0.0.1:1", "--mirrors", "2"]).contains("mirrors was given"));
+    let line = refused(&run(&["serve", "--mirrors", "9"]), 2);
+    assert!(line.contains("1 to 8") && line.contains("--mirrors"), "{line}");
+    let mut by_environment = ringkeep(&["serve"]);
+    let output = by_environment.env("RINGKEEP_WITNESS", "true").output().unwrap();
+    assert!(refused(&output, 2).contains("cannot begin a ring"));
 }
 
 /// On a machine with RDMA, too: nothing has a device of this name.

@@ -86,7 +86,7 @@ fn servers_that_have_one_transport_in_common_use_it() {
         assert_eq!(server.ok(&put), "1\n");
         let status = server.wait("the mirror", |s| in_sync(s, &server.name));
         let mirror = owned(&status, &server.name).unwrap().mirror.as_ref().unwrap();
-        assert_eq!(mirror.transport, Kind::Tcp);
+        assert_eq!(mirror.transport, Some(Kind::Tcp));
     }
     assert_eq!(a.status().unwrap().transport, Kind::Tcp);
 }

@@ -107,6 +107,11 @@ fn a_dead_nodes_checkpoint_is_recovered_on_either_of_the_others() {
         assert!(writer.acknowledges(20), "mirrored again on the node that is left");
         let acknowledged = writer.kill_9();
         ring.protected();
+        for node in [mirror, 3 - mirror] {
+            let made = format!("made-on-{node}");
+            let mut made = ring.client(node).open(&made, Options::capacity(100)).unwrap();
+            made.save(b"new", Durability::Mirrored).unwrap();
+        }
 
         // The dead node comes back with nothing and takes nothing over.
         ring.restart(0);

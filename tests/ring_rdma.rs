@@ -100,7 +100,7 @@ fn a_lost_node_is_recovered_by_reading_the_mirror() {
         ring.protected();
         let status = ring.node(elsewhere).status().unwrap();
         let mirror = owned(&status, "state").unwrap().mirror.as_ref().unwrap();
-        assert_eq!(mirror.transport, Kind::Rdma);
+        assert_eq!(mirror.transport, Some(Kind::Rdma));
     });
 }
 
@@ -121,7 +121,7 @@ fn a_ring_may_mix_its_transports() {
             let mirror = owned(&status, &node.name).unwrap().mirror.as_ref().unwrap();
             let one_has_none = node.name == "b" || mirror.node.as_str() == "b";
             let wanted = if one_has_none { Kind::Tcp } else { Kind::Rdma };
-            assert_eq!(mirror.transport, wanted, "{status:?}");
+            assert_eq!(mirror.transport, Some(wanted), "{status:?}");
             let holder_is_poor = mirror.node.as_str() == "b";
             assert_eq!(node.log().contains("WARN"), holder_is_poor, "{}", node.log());
         }
@@ -154,7 +154,7 @@ fn memory_that_the_device_may_not_have_travels_over_tcp() {
             checkpoint.save(&[7; 1 << 20], Durability::Mirrored).unwrap();
             let status = a.wait("the mirror", |status| in_sync(status, "state"));
             let mirror = owned(&status, "state").unwrap().mirror.as_ref().unwrap();
-            assert_eq!(mirror.transport, Kind::Tcp, "the limited one is {limited}");
+            assert_eq!(mirror.transport, Some(Kind::Tcp), "the limited one is {limited}");
             let told = [&a, &b][limited].log();
             assert!(told.contains("limit of locked memory"), "{told}");
         }

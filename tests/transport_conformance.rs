@@ -12,7 +12,7 @@ use many::{ManyOverFake, ManyOverTcp};
 use proptest::prelude::*;
 use ringkeep::transport::{
     Access, ConnectError, Event, MemoryError, PostError, RemoteKey, SEGMENTS_MAX, Segment, Stamp,
-    WORK_OUTSTANDING_MAX, WorkError,
+    WORK_OUTSTANDING_MAX, WorkError, WorkId,
 };
 
 const FLUSHED: Result<(), WorkError> = Err(WorkError::Flushed);
@@ -421,6 +421,34 @@ fn the_offering_side_posts_and_the_accepting_side_grants<N: Network>() {
     assert!(matches!(post, Err(PostError::NotConnected)));
 }
 
+/// What was taken of a long write, looked at before each step until its completion.
+fn taken_of_a_long_write<N: Network>() -> Vec<u64> {
+    let mut ring = Cluster::<N>::new(2);
+    let link = ring.link(0, 1, Access::Write);
+    let taken = |ring: &Cluster<N>| ring.nodes[0].taken_bytes(link.near, WorkId(1));
+    assert_eq!(taken(&ring), 0);
+    ring.write(&link, 1, &[seg(0, 0, LEN as u64)]).unwrap();
+    let mut seen = Vec::new();
+    ring.until("the completion", |ring| {
+        let done = !ring.seen[0].is_empty();
+        seen.extend((!done).then(|| taken(ring)));
+        done
+    });
+    assert_eq!(taken(&ring), 0, "of a request that is done nothing is known");
+    seen
+}
+
+fn what_was_taken_of_a_request_grows_and_is_never_more_than_there_is<N: Network>() {
+    let seen = taken_of_a_long_write::<N>();
+    assert!(seen.is_sorted() && seen.iter().all(|&taken| taken <= LEN as u64), "{seen:?}");
+}
+
+#[test]
+fn tcp_says_how_far_a_long_write_is() {
+    let seen = taken_of_a_long_write::<TcpNetwork>();
+    assert!(seen.iter().any(|&taken| taken > 0 && taken < LEN as u64), "{seen:?}");
+}
+
 fn any_sequence_of_writes_leaves_what_a_byte_array_would_hold<N: Network>() {
     let request = prop::collection::vec((0..90_000u64, 0..90_000u64, 1..9_000u64), 1..12);
     let requests = prop::collection::vec(request, 1..40);
@@ -499,5 +527,6 @@ conformance! {
     memory_that_was_let_go_is_fenced
     connections_are_made_step_by_step_or_not_at_all
     the_offering_side_posts_and_the_accepting_side_grants
+    what_was_taken_of_a_request_grows_and_is_never_more_than_there_is
     any_sequence_of_writes_leaves_what_a_byte_array_would_hold
 }

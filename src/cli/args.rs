@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use super::values::{
     Detection, DurabilityChoice, LogFormat, Period, Poll, Size, TransportChoice, parse_duration,
+    parse_interval,
 };
 use crate::name::Name;
 
@@ -230,10 +231,27 @@ pub struct LsArgs {
 #[command(after_help = "\
 `protected` means that every checkpoint this node owns or holds has two live copies.
 
+With --watch it follows the server until q, Ctrl-C or SIGTERM, and waits for one that went away.
+Where standard output is no terminal, or with --json, it prints one status after another instead.
+
 Examples:
   ringkeep status
-  ringkeep status --json | jq -r .state")]
+  ringkeep status --watch
+  ringkeep status --json | jq -r .state
+  ringkeep status --json --watch --interval 5s | jq --unbuffered -r .state")]
 pub struct StatusArgs {
+    /// Show it again and again
+    #[arg(short, long)]
+    pub watch: bool,
+    /// How often, at least 100ms
+    #[arg(
+        long,
+        default_value = "1s",
+        value_name = "DURATION",
+        requires = "watch",
+        value_parser = parse_interval
+    )]
+    pub interval: Duration,
     #[command(flatten)]
     pub output: JsonFlag,
 }

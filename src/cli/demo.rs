@@ -9,12 +9,12 @@ use std::{
 };
 
 use clap::ValueEnum;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     args::{DemoArgs, DemoServiceArgs, Global},
     connect,
     exit::{Exit, Failure, Outcome},
+    signals,
 };
 use crate::demo::{
     ring::RingError,
@@ -27,7 +27,9 @@ pub(super) fn run(_global: &Global, args: &DemoArgs) -> Outcome {
     let system = |what: &str, e| Failure::new(Exit::Failed, format_args!("{what}: {e}"));
     let program = std::env::current_exe().map_err(|e| system("finding this program", e))?;
     let stop = Arc::new(AtomicBool::new(false));
-    watch_signals(Arc::clone(&stop)).map_err(|e| system("listening to signals", e))?;
+    let stopped = Arc::clone(&stop);
+    signals::on_end(move || stopped.store(true, Ordering::Relaxed))
+        .map_err(|e| system("listening to signals", e))?;
     let transport = args.transport.to_possible_value();
     let plan = Plan {
         program,
@@ -51,27 +53,6 @@ fn failure(error: StoryError) -> Failure {
         }
         error => Failure::new(Exit::Failed, error),
     }
-}
-
-/// Sets `stop` when this process is asked to end, so that everything is put in order first.
-fn watch_signals(stop: Arc<AtomicBool>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate, mut hangup) = {
-        let _inside = runtime.enter();
-        let on = |kind| signal(kind);
-        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?)
-    };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
-            }
-        });
-        stop.store(true, Ordering::Relaxed);
-    })?;
-    Ok(())
 }
 
 /// Is the service.

@@ -113,9 +113,21 @@ pub fn stdout_written(result: io::Result<()>) -> Outcome {
 
 /// Writes `text` to standard output.
 pub fn print(text: &str) -> Outcome {
+    stdout_written(write_out(text))
+}
+
+/// The same for a text that more may follow. False when nobody reads it.
+pub fn print_on(text: &str) -> Result<bool, Failure> {
+    match write_out(text) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => stdout_written(written).map(|_| true),
+    }
+}
+
+fn write_out(text: &str) -> io::Result<()> {
     use io::Write;
     let mut out = io::stdout().lock();
-    stdout_written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod pages;
 mod put;
 mod rm;
 mod serve;
+mod signals;
 mod status;
 mod table;
 mod verify;
@@ -86,9 +87,14 @@ fn warn(global: &Global, text: impl fmt::Display) {
     }
 }
 
-/// One line of JSON on standard output.
-fn print_json(value: &impl serde::Serialize) -> Outcome {
+/// One line of JSON.
+fn json_line(value: &impl serde::Serialize) -> Result<String, Failure> {
     let json = serde_json::to_string(value)
         .map_err(|e| Failure::new(Exit::Failed, format_args!("writing JSON: {e}")))?;
-    exit::print(&(json + "\n"))
+    Ok(json + "\n")
+}
+
+/// One line of JSON on standard output.
+fn print_json(value: &impl serde::Serialize) -> Outcome {
+    exit::print(&json_line(value)?)
 }

@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use crate::server::Policy;
 
+/// The shortest time between two looks.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
 /// A number of bytes: `4096`, `64MiB`, `1g`. K, M, G and T are powers of 1024, as for `dd` and
 /// `mount`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -60,6 +63,15 @@ impl TryFrom<SizeText> for Size {
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "not a duration; write a number and its unit, as in 5s or 250ms".to_owned())
+}
+
+/// The same, not so short that asking is all that is done.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    match interval >= INTERVAL_MIN {
+        true => Ok(interval),
+        false => Err(format!("too short; the least is {INTERVAL_MIN:?}")),
+    }
 }
 
 /// A duration that a configuration file may say, too.
@@ -166,5 +178,7 @@ mod tests {
         assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
         assert!(parse_duration("5").is_err());
         assert!(parse_duration("-5s").is_err());
+        assert_eq!(parse_interval("100ms"), Ok(Duration::from_millis(100)));
+        assert!(parse_interval("99ms").unwrap_err().contains("100ms"));
     }
 }

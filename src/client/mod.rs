@@ -235,6 +235,25 @@ impl Client {
         }
     }
 
+    /// The same, given up when the server does not answer in time.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn status_within(&self, limit: Duration) -> Result<Status, RequestError> {
+        let stream = self.stream()?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        match ask(&stream, &Request::Status) {
+            Ok(Response::Status(status)) => Ok(*status),
+            Ok(_) => Err(RequestError::Unexpected),
+            Err(RequestError::Broken(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                let why = format!("it does not answer within {limit:?}");
+                Err(RequestError::Broken(io::Error::new(io::ErrorKind::TimedOut, why)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Checks every checksum of a checkpoint's copies, or of all copies that the local node has.
     ///
     /// # Errors
@@ -258,17 +277,20 @@ impl Client {
     }
 
     fn request(&self, request: &Request) -> Result<Response, RequestError> {
-        let stream = self.stream()?;
-        wire::send(&stream, request, None)?;
-        match wire::receive(&stream)?.0 {
-            Response::Failed(failure) => Err(failure.into()),
-            response => Ok(response),
-        }
+        ask(&self.stream()?, request)
     }
 
     fn stream(&self) -> Result<UnixStream, RequestError> {
         UnixStream::connect(&self.socket)
             .map_err(|source| RequestError::NoServer { socket: self.socket.clone(), source })
+    }
+}
+
+fn ask(stream: &UnixStream, request: &Request) -> Result<Response, RequestError> {
+    wire::send(stream, request, None)?;
+    match wire::receive(stream)?.0 {
+        Response::Failed(failure) => Err(failure.into()),
+        response => Ok(response),
     }
 }
 

@@ -194,6 +194,9 @@ fn listen(facts: &Facts) -> Check {
 fn socket(facts: &Facts) -> Check {
     let path = facts.asked.socket.display();
     match facts.socket {
+        SocketState::Answers if facts.witness => {
+            ok("socket", format!("{path}, a server answers: a witness, which stores nothing"))
+        }
         SocketState::Answers => ok("socket", format!("{path}, a server answers")),
         SocketState::Free => ok("socket", format!("{path}, no server yet")),
         SocketState::Stale => ok("socket", format!("{path}, left over; a new server replaces it")),
@@ -285,6 +288,7 @@ pub(super) mod tests {
             congestion_control: Some("cubic".to_owned()),
             key: Some(Ok(())),
             socket: SocketState::Free,
+            witness: false,
             listen_error: None,
         }
     }
@@ -351,5 +355,8 @@ pub(super) mod tests {
             f.socket = SocketState::Answers;
         };
         assert_eq!(spoiled(running), []);
+        let mut facts = good();
+        (facts.socket, facts.witness) = (SocketState::Answers, true);
+        assert!(all(&facts).iter().any(|c| c.name == "socket" && c.found.contains("a witness")));
     }
 }

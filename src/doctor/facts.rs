@@ -16,13 +16,18 @@ use rustix::{
 };
 
 use super::parse;
-use crate::cluster_key::{ClusterKey, ReadKeyError};
+use crate::{
+    client::Client,
+    cluster_key::{ClusterKey, ReadKeyError},
+};
 
 /// Where shared memory lies on every Linux.
 pub const SHM_DIR: &str = "/dev/shm";
 /// What is registered where no huge page is free.
 #[cfg(feature = "rdma")]
 const TRIAL_BYTES: usize = 2 << 20;
+/// A server that does not answer within this is not waited for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// The libraries of rdma-core that the verbs transport needs.
 pub const RDMA_LIBRARIES: [&str; 2] = ["libibverbs.so.1", "librdmacm.so.1"];
 
@@ -91,6 +96,8 @@ pub struct Facts {
     pub key: Option<Result<(), ReadKeyError>>,
     /// The local socket.
     pub socket: SocketState,
+    /// The server that answers there is a witness.
+    pub witness: bool,
     /// Why the port cannot be listened on, if it cannot.
     pub listen_error: Option<String>,
 }
@@ -226,6 +233,7 @@ pub fn read(asked: Asked) -> Facts {
         congestion_control: known("/proc/sys/net/ipv4/tcp_congestion_control"),
         key: (asked.cluster_key.as_deref())
             .map(|path| ClusterKey::read(path, asked.uid).map(|_secret| ())),
+        witness: is_witness(&asked.socket),
         socket: socket_state(&asked.socket),
         listen_error: TcpListener::bind(asked.listen).err().map(|e| e.to_string()),
         kernel,
@@ -423,6 +431,12 @@ fn has_library(file: &str) -> bool {
     let dirs = roots.iter().flat_map(|root| [PathBuf::from(root), Path::new(root).join(&triple)]);
     let asked = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     dirs.chain(std::env::split_paths(&asked)).any(|dir| dir.join(file).exists())
+}
+
+fn is_witness(socket: &Path) -> bool {
+    let client = Client::connect_to(socket);
+    let status = client.and_then(|client| client.status_within(ANSWER_LIMIT));
+    status.is_ok_and(|status| status.witness)
 }
 
 fn socket_state(path: &Path) -> SocketState {

@@ -294,6 +294,12 @@ impl Membership {
         self.detector.findings()
     }
 
+    /// Whether all checkpoints of an owner that left are known to have two copies elsewhere. A view
+    /// that still names its holders says so only when the next one is made.
+    pub fn is_settled(&self, owner: &NodeId) -> bool {
+        self.facts.settled().any(|settled| settled == owner)
+    }
+
     /// Whether this node is in its installed view.
     pub fn is_member(&self) -> bool {
         self.phase == Phase::Member

@@ -44,6 +44,11 @@ impl Shell {
     pub(super) fn suspects(&self) -> Vec<crate::name::Name> {
         self.machine.suspects().map(|id| id.name.clone()).collect()
     }
+
+    /// See [`Membership::is_settled`].
+    pub(super) fn is_settled(&self, owner: &NodeId) -> bool {
+        self.machine.is_settled(owner)
+    }
 }
 
 /// Nanoseconds of a clock that goes on when the process restarts.
@@ -169,6 +174,8 @@ impl Node {
         let before = self.view.replace(Some(view.clone()));
         super::metrics::view_installed(view.number, view.ring.len());
         self.cluster.set(view.cluster);
+        let named = |owner: &NodeId| view.holders.iter().any(|h| h.owner == *owner);
+        self.rehomed.borrow_mut().retain(named);
         for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
             self.links.borrow_mut().remove(&gone.id);
             self.negotiation.borrow_mut().forget(&gone.id);

@@ -23,6 +23,7 @@ mod recover;
 mod requests;
 pub mod rpc;
 pub mod state_file;
+mod status;
 pub mod store;
 mod suspicions;
 mod take_over;

@@ -112,6 +112,9 @@ pub(super) struct Node {
     /// Rights to read that were given out, with what must be undone.
     pub(super) grants: RefCell<HashMap<u64, super::fetch::Granted>>,
     pub(super) recovering: RefCell<std::collections::HashSet<NodeId>>,
+    /// Owners that left, all of whose checkpoints this node found homes for, be it that those have
+    /// no second copy yet.
+    pub(super) rehomed: RefCell<std::collections::HashSet<NodeId>>,
     pub(super) memory_bytes: Cell<u64>,
     pub(super) warned: Cell<bool>,
     /// Counts the lives of this node in this process: an operation that began in one must not put
@@ -170,6 +173,7 @@ impl Node {
             links: RefCell::default(),
             grants: RefCell::default(),
             recovering: RefCell::default(),
+            rehomed: RefCell::default(),
             memory_bytes: Cell::new(0),
             warned: Cell::new(false),
             life: Cell::new(0),

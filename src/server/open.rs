@@ -15,6 +15,7 @@ use super::{
 use crate::{
     commit::Version,
     handover::{self, Condition, Consumer},
+    membership::NodeId,
     name::Name,
     protocol::{Failure, FailureKind, Opened},
     region::{Identity, layout::Layout},
@@ -132,10 +133,14 @@ impl Node {
         Err(Failure::new(FailureKind::Unavailable, why))
     }
 
-    /// An owner that left and whose newest holder is finding homes for its checkpoints now.
+    /// An owner that left and whose newest holder is finding homes for its checkpoints now. A ring
+    /// of one never gives them two copies; there it is enough that it has them all.
     fn unrecovered(&self) -> Option<Name> {
         let view = self.view()?;
-        let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
+        let found = |owner: &NodeId| {
+            self.rehomed.borrow().contains(owner) || self.membership.borrow().is_settled(owner)
+        };
+        let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner) && !found(&h.owner));
         let gone = gone.find(|h| {
             h.runs.last().is_some_and(|run| run.holders.iter().any(|h| view.contains(h)))
         })?;

@@ -151,7 +151,12 @@ impl Node {
         }
         // An older holder that is gone may have had what no newer one was synced with.
         let all_asked = runs.iter().all(|run| reports.contains_key(&run.holder));
-        Ok(done && (all_asked || runs.len() == 1) && self.all_protected().await?)
+        let rehomed = done && (all_asked || runs.len() == 1);
+        if rehomed {
+            self.rehomed.borrow_mut().insert(owner.clone());
+            self.changed.notify_waiters();
+        }
+        Ok(rehomed && self.all_protected().await?)
     }
 
     /// A mirror that was being made when its owner died has nothing that anybody counts on.

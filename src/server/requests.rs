@@ -11,13 +11,10 @@ use super::{
 };
 use crate::{
     handover::Condition,
-    membership::{Event, Member, Peer},
+    membership::{Event, Peer},
     mirror::Protection,
     name::Name,
-    protocol::{
-        CopyState, Failure, FailureKind, Listed, MirrorOf, MirrorStatus, OwnedStatus, RingState,
-        Role, Status, StatusView, VerifiedCopy,
-    },
+    protocol::{CopyState, Failure, FailureKind, Listed, Role, VerifiedCopy},
     region::Region,
 };
 
@@ -205,83 +202,6 @@ impl Node {
         Ok(list)
     }
 
-    // Status.
-
-    /// This server and its ring.
-    pub(super) async fn status(&self) -> Result<Status, Failure> {
-        let reports = self.data_plane.ask(|reply| Command::Report { reply }).await?;
-        let view = self.view();
-        let me = self.id();
-        let transport = self.negotiation.borrow().best();
-        let checkpoints: Vec<OwnedStatus> = {
-            let owned = self.owned.borrow();
-            let known = reports.iter().filter_map(|r| Some((r, &owned.get(&r.name)?.meta)));
-            known
-                .map(|(report, meta)| OwnedStatus {
-                    name: report.name.clone(),
-                    role: if meta.held == Held::Orphan { Role::Orphan } else { Role::Owner },
-                    version: report.version,
-                    bytes: report.len,
-                    attached: report.attached,
-                    epoch: meta.epoch,
-                    mirror: report.holder.as_ref().map(|holder| MirrorOf {
-                        node: holder.name.clone(),
-                        version: report.mirrored,
-                        state: copy_state(report),
-                        transport: report.transport.unwrap_or(transport),
-                    }),
-                })
-                .collect()
-        };
-        let mirrors: Vec<MirrorStatus> = {
-            let mirrors = self.mirrors.borrow();
-            let state = |owner: &crate::membership::NodeId, synced: bool| {
-                if !view.as_ref().is_some_and(|v| v.contains(owner)) {
-                    CopyState::Orphan
-                } else if synced {
-                    CopyState::InSync
-                } else {
-                    CopyState::Syncing
-                }
-            };
-            let entries = mirrors.iter().map(|((name, owner, _), mirror)| MirrorStatus {
-                name: name.clone(),
-                owner: owner.name.clone(),
-                version: mirror.region.newest_by_record().map_or(0, |f| f.record.sequence),
-                state: state(owner, mirror.region.mark().is_ok()),
-            });
-            entries.collect()
-        };
-        let two_copies =
-            |r: &Report| matches!(r.protection, Protection::InSync | Protection::Lagging);
-        let protected = reports.iter().all(two_copies)
-            && mirrors.iter().all(|m| m.state != CopyState::Orphan)
-            && view.is_some();
-        let name = |m: &Member| m.id.name.clone();
-        super::metrics::set_copies(checkpoints.len(), mirrors.len());
-        super::metrics::set_protected(protected);
-        super::metrics::set_memory(self.memory_bytes.get(), self.config.memory_bytes);
-        Ok(Status {
-            node: me.name.clone(),
-            incarnation: me.incarnation,
-            transport,
-            hugepages: self.store.has_hugepages(),
-            predecessor: view.as_ref().and_then(|v| v.predecessor(&me)).map(name),
-            successor: view.as_ref().and_then(|v| v.successor(&me)).map(name),
-            view: view.as_ref().map(|v| StatusView {
-                number: v.number,
-                members: v.ring.iter().map(name).collect(),
-                voters: v.voters.iter().map(name).collect(),
-            }),
-            state: if protected { RingState::Protected } else { RingState::Degraded },
-            checkpoints,
-            mirrors,
-            memory_bytes: self.memory_bytes.get(),
-            memory_bytes_max: self.config.memory_bytes,
-            suspects: self.membership.borrow().suspects(),
-        })
-    }
-
     // Verification.
 
     /// Checks every checksum of what this node has, and of its checkpoints' mirrors.
@@ -390,7 +310,7 @@ async fn verified(name: Name, node: Name, role: Role, region: Region) -> Verifie
     .await
 }
 
-fn copy_state(report: &Report) -> CopyState {
+pub(super) fn copy_state(report: &Report) -> CopyState {
     match report.protection {
         Protection::InSync => CopyState::InSync,
         Protection::Lagging => CopyState::Lagging,

@@ -8,7 +8,7 @@ use std::{io, net::SocketAddr, os::fd::BorrowedFd, sync::Arc};
 
 use super::{
     Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, Purpose,
-    RemoteKey, Terms, Transport, Work,
+    RemoteKey, Terms, Transport, Work, WorkId,
 };
 use crate::region::mapping::Mapping;
 
@@ -237,6 +237,12 @@ impl Many {
         }
         let memory = self.memory(at, work.memory).ok_or(PostError::UnknownMemory)?;
         Ok((at, Work { conn, memory, ..work }))
+    }
+
+    /// How far an outstanding request is, as far as its transport knows.
+    pub fn taken_bytes(&self, conn: ConnId, work: WorkId) -> u64 {
+        let (at, conn) = inner(conn);
+        self.transports.get(at).map_or(0, |transport| transport.taken_bytes(conn, work))
     }
 
     /// Moves everything that can move, in every transport.

@@ -322,6 +322,12 @@ pub trait Transport: Send {
     /// Posts a read of remote bytes into local memory.
     fn post_read(&mut self, work: Work<'_>) -> Result<(), PostError>;
 
+    /// How many bytes of an outstanding request were taken from or put into local memory so far,
+    /// for people who watch a long one. 0 from implementations that know only the completion.
+    fn taken_bytes(&self, _conn: ConnId, _work: WorkId) -> u64 {
+        0
+    }
+
     /// Moves everything that can move without blocking, both as initiator and as responder, and
     /// appends what happened to `events`. True when anything moved.
     fn poll(&mut self, events: &mut Vec<Event>) -> bool;

@@ -7,6 +7,7 @@
 pub mod payload;
 pub mod raw;
 pub mod servers;
+pub mod terminal;
 pub mod writer;
 
 use std::{

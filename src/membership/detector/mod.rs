@@ -119,8 +119,7 @@ impl Detector {
     pub(super) fn watch(&mut self, view: &Arc<View>, proposers: &[NodeId], now: Time) {
         self.tell_removals(view, proposers);
         let mut before = std::mem::take(&mut self.neighbours);
-        let neighbours = [view.predecessor(&self.me), view.successor(&self.me)];
-        for id in neighbours.into_iter().flatten().map(|m| m.id.clone()) {
+        for id in view.neighbours(&self.me).map(|m| m.id.clone()) {
             let known = before.remove(&id);
             self.neighbours.insert(id, known.unwrap_or(Neighbour { heard: now, refused: false }));
         }

@@ -97,8 +97,7 @@ impl Suspicions {
 
     fn is_enough(&self, view: &View, node: &NodeId, now: Time) -> bool {
         let Some(suspicion) = self.all.get(node) else { return false };
-        let neighbours = [view.predecessor(node), view.successor(node)];
-        let mut able = neighbours.into_iter().flatten().filter(|m| !self.contains(&m.id));
+        let mut able = view.neighbours(node).filter(|m| !self.contains(&m.id));
         suspicion.refused
             || now.since(suspicion.since) >= self.lone_wait
             || able.all(|m| suspicion.accusers.contains_key(&m.id))

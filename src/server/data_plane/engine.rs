@@ -282,10 +282,12 @@ impl Engine {
                     self.channels.tell(notice);
                 }
                 Some(Action::Release { holder, confirmed }) => {
+                    owned.copies.ended(&holder);
                     let notice = Notice::Released { name: name.clone(), holder, confirmed };
                     self.channels.tell(notice);
                 }
                 Some(Action::Synced { holder, view }) => {
+                    owned.copies.ended(&holder);
                     let notice = Notice::Synced { name: name.clone(), holder, view };
                     self.channels.tell(notice);
                 }
@@ -345,6 +347,10 @@ impl Engine {
         });
         match posted {
             Ok(()) => {
+                if owned.makes_copy(&post) {
+                    let bytes = self.segments.iter().map(|segment| segment.len).sum();
+                    owned.copies.posted(&holder, conn, work.id, bytes);
+                }
                 owned.mirror.posted(&post, work.id.0);
                 owned.outstanding += 1;
                 true
@@ -460,6 +466,7 @@ impl Engine {
         let Some(MirrorWork { index, slot, .. }) = MirrorWork::unpack(work) else { return };
         let Some(owned) = self.owned.get_mut(index).and_then(Option::as_mut) else { return };
         owned.outstanding -= 1;
+        owned.copies.completed(work, result.is_ok());
         // A client that nobody could keep away, because it is not attached, may have overwritten
         // the slot while it was read.
         let overwritten = slot.is_some_and(|slot| {

@@ -113,6 +113,13 @@ impl Links {
         Some((peer, proven))
     }
 
+    /// All of them: the peer, the connection, whether the peer opened it, whether it is up.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&NodeId, ConnId, bool, bool)> {
+        let up = |outgoing: &Outgoing| matches!(outgoing, Outgoing::Up(_));
+        let outgoing = self.outgoing.iter().map(move |(peer, o)| (peer, o.conn(), false, up(o)));
+        outgoing.chain(self.incoming.iter().map(|(peer, conn)| (peer, *conn, true, true)))
+    }
+
     /// Closes both directions.
     pub(super) fn unlink(&mut self, transport: &mut Many, peer: &NodeId) {
         let outgoing = self.outgoing.remove(peer).map(Outgoing::conn);

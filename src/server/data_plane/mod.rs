@@ -5,6 +5,7 @@
 //! the way of a commit there is no lock, no allocation in the steady state, and no system call but
 //! the transport's own and one eventfd write when a client sleeps.
 
+mod copies;
 mod engine;
 mod links;
 mod owned;
@@ -151,6 +152,8 @@ pub enum Command {
     Unpin { name: Name, pinned: Pinned },
     /// How the owned checkpoints are.
     Report { reply: Reply<Vec<Report>> },
+    /// How the connections are.
+    Links { reply: Reply<Vec<LinkReport>> },
     /// Stop: tell all clients, close all connections, end the thread.
     Stop,
 }
@@ -214,6 +217,32 @@ pub struct Report {
     pub protection: Protection,
     /// A client is attached.
     pub attached: bool,
+    /// Copies that are being made.
+    pub copies: Vec<CopyReport>,
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyReport {
+    /// Who gets it.
+    pub holder: NodeId,
+    /// Bytes on their way or there.
+    pub sent_bytes: u64,
+    /// Bytes to be sent, as far as that is known.
+    pub bytes: u64,
+}
+
+/// One connection, as reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkReport {
+    /// The other end.
+    pub peer: NodeId,
+    /// The peer opened it and writes on it; else this node.
+    pub incoming: bool,
+    /// What it uses.
+    pub kind: Option<Kind>,
+    /// It can be used.
+    pub up: bool,
 }
 
 /// How the thread waits.

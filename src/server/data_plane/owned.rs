@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::{Attachment, Committed, Report, ring};
+use super::{Attachment, Committed, Report, copies::Copies, ring};
 use crate::{
     commit::Stale,
     handover::{Condition, Consumer, Submission, Violation},
     membership::NodeId,
-    mirror::{Mirror, Post},
+    mirror::{Mirror, Post, Protection, Which},
     name::Name,
     region::Region,
-    transport::{Kind, MemoryId, RemoteKey, WorkId},
+    transport::{ConnId, Kind, MemoryId, RemoteKey, WorkId},
 };
 
 /// Marks have no slot to pin.
@@ -60,6 +60,7 @@ pub(super) struct Owned {
     pub(super) keys: HashMap<NodeId, RemoteKey>,
     /// Posted and not completed.
     pub(super) outstanding: usize,
+    pub(super) copies: Copies,
     pub(super) attachment: Option<Attachment>,
     /// Someone waits for this checkpoint to be let go.
     pub(super) leaving: Option<super::Reply<()>>,
@@ -86,6 +87,7 @@ impl Owned {
             mirror,
             keys: HashMap::new(),
             outstanding: 0,
+            copies: Copies::default(),
             attachment: None,
             leaving: None,
             cut: false,
@@ -188,7 +190,16 @@ impl Owned {
         Some(Committed { version, slot: found.slot, len })
     }
 
-    pub(super) fn report(&self, reached_by: impl Fn(&NodeId) -> Option<Kind>) -> Report {
+    /// Whether a post makes a holder's copy, and is not a commit that a complete one follows.
+    pub(super) fn makes_copy(&self, post: &Post) -> bool {
+        post.which == Which::Next || self.mirror.protection() == Protection::Syncing
+    }
+
+    pub(super) fn report(
+        &self,
+        reached_by: impl Fn(&NodeId) -> Option<Kind>,
+        taken: impl Fn(ConnId, WorkId) -> u64,
+    ) -> Report {
         let newest = self.newest();
         Report {
             name: self.name.clone(),
@@ -199,6 +210,7 @@ impl Owned {
             transport: self.mirror.holder().and_then(reached_by),
             protection: self.mirror.protection(),
             attached: self.attachment.is_some(),
+            copies: self.copies.report(taken),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The posting end of a connection.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
 
 use super::{
     frame::{
@@ -121,6 +121,20 @@ impl Initiator {
             arrived: 0,
         });
         Ok(())
+    }
+
+    /// How much of an outstanding request's payload the socket took or gave.
+    pub(super) fn taken(&self, work: WorkId) -> u64 {
+        let Some(at) = self.requests.iter().position(|request| request.work == work) else {
+            return 0;
+        };
+        let request = &self.requests[at];
+        match (request.kind, at.cmp(&self.sent)) {
+            (FrameKind::Read, _) => request.arrived,
+            (_, Ordering::Less) => request.length,
+            (_, Ordering::Equal) => self.sent_bytes.saturating_sub(request.head_len() as u64),
+            (_, Ordering::Greater) => 0,
+        }
     }
 
     /// Moves what can move. `Ok(true)` when more can be moved at once.

@@ -52,7 +52,7 @@ use self::{
 pub use self::{handshake::DATA_MAGIC, lobby::Adopter, timeouts::Timeouts};
 use super::{
     Access, ConnId, ConnectError, Event, Kind, MemoryError, MemoryId, PostError, Purpose,
-    RemoteKey, Terms, Transport, Work, keys::Keys, timer::Timer,
+    RemoteKey, Terms, Transport, Work, WorkId, keys::Keys, timer::Timer,
 };
 use crate::region::mapping::Mapping;
 
@@ -466,6 +466,13 @@ impl Transport for TcpTransport {
 
     fn post_read(&mut self, work: Work<'_>) -> Result<(), PostError> {
         self.post(&work, FrameKind::Read)
+    }
+
+    fn taken_bytes(&self, conn: ConnId, work: WorkId) -> u64 {
+        match self.connections.get(&conn) {
+            Some(Connection { role: Role::Initiator(initiator), .. }) => initiator.taken(work),
+            _ => 0,
+        }
     }
 
     fn poll(&mut self, events: &mut Vec<Event>) -> bool {

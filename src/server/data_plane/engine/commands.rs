@@ -9,7 +9,7 @@ use crate::{
     name::Name,
     region::Region,
     server::data_plane::{
-        Attachment, Command, Committed, Pinned, ReadError, Reply,
+        Attachment, Command, Committed, LinkReport, Pinned, ReadError, Reply,
         owned::{MirrorWork, Owned},
         sleep::drain,
     },
@@ -127,8 +127,18 @@ impl Engine {
                 let reached_by = |holder: &NodeId| {
                     self.links.up(holder).and_then(|conn| self.transport.kind_of(conn))
                 };
-                let all = self.owned.iter().flatten().map(|o| o.report(reached_by)).collect();
-                let _ = reply.send(all);
+                let taken = |conn, work| self.transport.taken_bytes(conn, work);
+                let owned = self.owned.iter().flatten();
+                let _ = reply.send(owned.map(|o| o.report(reached_by, taken)).collect());
+            }
+            Command::Links { reply } => {
+                let report = |(peer, conn, incoming, up): (&NodeId, _, _, _)| LinkReport {
+                    peer: peer.clone(),
+                    incoming,
+                    kind: self.transport.kind_of(conn),
+                    up,
+                };
+                let _ = reply.send(self.links.all().map(report).collect());
             }
             Command::Stop => self.stopping = true,
         }

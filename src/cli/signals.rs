@@ -1,0 +1,30 @@
+//! Being asked to end, by a signal.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Calls `act` once, on a thread of its own, when this process is asked to end: so that everything
+/// is put in order first.
+///
+/// # Errors
+/// The system gave no handler or no thread.
+pub(super) fn on_end(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _inside = runtime.enter();
+        let on = |kind| signal(kind);
+        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?)
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        act();
+    })?;
+    Ok(())
+}
