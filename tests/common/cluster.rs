@@ -110,6 +110,11 @@ impl Cluster {
         self.servers.iter().position(|server| server.name == wanted).unwrap()
     }
 
+    /// How many views this server has installed, by its log.
+    pub fn views_installed(&self, node: usize) -> usize {
+        views::installed(&self.servers[node].log()).len()
+    }
+
     /// Waits until each of these has the same view, of exactly these, and suspects nobody.
     #[track_caller]
     pub fn one_ring_of(&self, nodes: &[usize]) {
