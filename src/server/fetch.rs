@@ -3,12 +3,14 @@
 use std::{fs::File, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use tokio::time::Instant;
 
 use super::{
     data_plane::{Command, Pinned},
     failures::{internal, no_such, no_version, permission},
     node::{LONG_CALL_TIMEOUT, Node, blocking},
-    rpc::{Grant, Reply, Request, Standing},
+    open::{SETTLE_LOOK, SETTLE_TIMEOUT},
+    rpc::{Copy, Grant, Reply, Request, Standing},
     store::{Held, Owner},
 };
 use crate::{
@@ -42,62 +44,124 @@ pub(super) struct Copied {
 }
 
 impl Node {
-    /// A copy of a committed version for a local client.
+    /// A copy of a committed version for a local client, as soon as it is certain which one is the
+    /// newest.
     pub(super) async fn get(
         self: &Rc<Self>,
         name: &Name,
         version: Option<Version>,
         caller: Owner,
     ) -> Result<Copied, Failure> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            match self.try_get(name, version, caller).await {
+                // The ring is changing: what cannot be said now can be said soon.
+                Err(failure)
+                    if failure.kind == FailureKind::Unavailable && Instant::now() < deadline =>
+                {
+                    self.wait_a_little(SETTLE_LOOK).await;
+                }
+                Ok(None) => return Err(self.missing(name)),
+                Ok(Some(copied)) => return Ok(copied),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Nothing when nobody in the ring has it.
+    async fn try_get(
+        self: &Rc<Self>,
+        name: &Name,
+        version: Option<Version>,
+        caller: Owner,
+    ) -> Result<Option<Copied>, Failure> {
         let mut failure = None;
-        let here = {
+        let owned = {
             let owned = self.owned.borrow();
-            let here = owned.get(name).filter(|o| o.meta.held != Held::Superseded);
-            here.map(|o| (o.meta.owner, o.region.clone()))
+            let owned = owned.get(name).filter(|o| o.meta.held != Held::Superseded);
+            owned.map(|o| (o.meta.owner, o.region.clone()))
         };
-        if let Some((owner, region)) = here {
+        if let Some((owner, region)) = owned {
             if !owner.may_read(&caller) {
                 return Err(permission(name));
             }
             match self.copy_here(name, &region, version).await {
                 // The mirror may have what is damaged here.
                 Err(damage) if damage.kind == FailureKind::Corrupt => failure = Some(damage),
-                other => return other,
+                other => return other.map(Some),
             }
         }
-        let mut copies = self.locate(name).await?;
+        let (mut here, mut elsewhere) = (self.located(name), self.locate(name).await?);
+        if version.is_none() && !self.only_the_newest(name, &mut here, &mut elsewhere)? {
+            return Ok(None);
+        }
         // The owner first, then mirrors, the newest first.
-        copies.sort_by_key(|(_, copy)| {
+        elsewhere.sort_by_key(|(_, copy)| {
             let owns = matches!(copy.standing, Standing::Owns(_));
             std::cmp::Reverse((owns, copy.epoch, copy.version))
         });
-        copies.retain(|(_, copy)| copy.standing != Standing::Creating);
-        for (member, _) in &copies {
+        elsewhere.retain(|(_, copy)| copy.standing != Standing::Creating);
+        for (member, _) in &elsewhere {
             let mut copied = self.copy_from(member, name, version, caller).await;
             if copied.as_ref().is_err_and(|e| e.kind == FailureKind::Unavailable) {
                 // The connection may have been one that only this end still believed in.
                 copied = self.copy_from(member, name, version, caller).await;
             }
             match copied {
-                Ok(copied) => return Ok(copied),
+                Ok(copied) => return Ok(Some(copied)),
                 Err(e) if e.kind == FailureKind::Permission => return Err(e),
+                // Only damage is a reason to look further: one that cannot be asked may be newer.
+                Err(e) if e.kind == FailureKind::Unavailable && version.is_none() => return Err(e),
                 Err(e) => failure = failure.or(Some(e)),
             }
         }
-        // A mirror here whose owner is gone and not yet recovered.
         let mirror = {
             let mirrors = self.mirrors.borrow();
             let mine = mirrors.iter().filter(|((n, ..), _)| n == name);
             let newest = mine.max_by_key(|(_, m)| m.meta.epoch);
             newest.map(|(_, m)| (m.meta.owner, m.region.clone()))
         };
-        if let Some((owner, region)) = mirror {
+        let holds = here.iter().any(|copy| matches!(copy.standing, Standing::Holds(_)));
+        if let Some((owner, region)) = mirror.filter(|_| holds) {
             if !owner.may_read(&caller) {
                 return Err(permission(name));
             }
-            return self.copy_here(name, &region, version).await;
+            return self.copy_here(name, &region, version).await.map(Some);
         }
         Err(failure.unwrap_or_else(|| no_such(name)))
+    }
+
+    /// Leaves the owner's copy and the mirrors that are synced with it. A mirror whose owner is gone
+    /// may be one that was replaced long ago: before the recovery has asked all holders (rule H5),
+    /// nobody knows, however whole it is. False when there is no copy at all.
+    fn only_the_newest(
+        &self,
+        name: &Name,
+        here: &mut Vec<Copy>,
+        elsewhere: &mut Vec<(Member, Copy)>,
+    ) -> Result<bool, Failure> {
+        let me = self.id();
+        let all = here.iter().map(|copy| (&me, copy));
+        let all = all.chain(elsewhere.iter().map(|(member, copy)| (&member.id, copy)));
+        let owner = all
+            .filter(|(_, copy)| matches!(copy.standing, Standing::Owns(_)))
+            .max_by_key(|(_, copy)| copy.epoch);
+        let Some((owner, newest)) = owner.map(|(id, copy)| (id.clone(), copy.clone())) else {
+            return match self.why_unowned(name, here, elsewhere) {
+                None => Ok(false),
+                Some(failure) => Err(failure),
+            };
+        };
+        let of_newest =
+            |copy: &Copy| (copy.identity, copy.epoch) == (newest.identity, newest.epoch);
+        let counts = |copy: &Copy| match &copy.standing {
+            Standing::Owns(_) => of_newest(copy),
+            Standing::Holds(of) => *of == owner && copy.synced && of_newest(copy),
+            _ => false,
+        };
+        here.retain(counts);
+        elsewhere.retain(|(_, copy)| counts(copy));
+        Ok(true)
     }
 
     async fn copy_here(
@@ -221,16 +285,19 @@ impl Node {
         version: Option<Version>,
         caller: Owner,
     ) -> Result<Reply, Failure> {
-        let owned = {
+        let owned = |superseded: bool| {
             let owned = self.owned.borrow();
-            owned.get(&name).map(|o| (o.meta.clone(), o.region.clone()))
+            let owned = owned.get(&name);
+            let owned = owned.filter(|o| (o.meta.held == Held::Superseded) == superseded);
+            owned.map(|o| (o.meta.clone(), o.region.clone()))
         };
         let mirror = || {
             let mirrors = self.mirrors.borrow();
             let mine = mirrors.iter().filter(|((n, ..), _)| *n == name);
             mine.max_by_key(|(_, m)| m.meta.epoch).map(|(_, m)| (m.meta.clone(), m.region.clone()))
         };
-        let (meta, region) = owned.or_else(mirror).ok_or_else(|| no_such(&name))?;
+        let found = owned(false).or_else(mirror).or_else(|| owned(true));
+        let (meta, region) = found.ok_or_else(|| no_such(&name))?;
         if !meta.owner.may_read(&caller) {
             return Err(permission(&name));
         }

@@ -13,7 +13,7 @@ use super::{
     store::{Held, Meta, Owner},
 };
 use crate::{
-    membership::Member,
+    membership::{Member, OwnerHolders},
     name::Name,
     protocol::{Failure, FailureKind},
     region::Identity,
@@ -125,6 +125,7 @@ impl Node {
             (h.owner.name == self.id().name || mine.successor.as_ref() == Some(&h.owner))
                 && !view.contains(&h.owner)
                 && h.runs.last().is_some_and(|run| run.holders.iter().any(|h| view.contains(h)))
+                && !(mine.successor.is_none() && nothing_to_recover(h, &copies))
         });
         if newer_here || recovering.is_some() {
             return wait("its mirror is being recovered".to_owned());
@@ -193,6 +194,17 @@ impl Node {
         tracing::info!(checkpoint = %name, version, "restored");
         self.serve(Owned::new(stored), life).await
     }
+}
+
+/// Whether none of the holders that are still there was ever synced by this life of an owner. Its
+/// recovery then has nothing to decide from (rule H5), and the owner's own copy, which has every
+/// version, need not wait for it.
+fn nothing_to_recover(gone: &OwnerHolders, copies: &[(Member, Copy)]) -> bool {
+    !copies.iter().any(|(holder, copy)| {
+        copy.synced
+            && copy.standing == Standing::Holds(gone.owner.clone())
+            && gone.runs.iter().any(|run| run.holders.contains(&holder.id))
+    })
 }
 
 /// Whether a copy of at least this epoch has an owner and a synced mirror.

@@ -15,18 +15,18 @@ use super::{
 use crate::{
     commit::Version,
     handover::{self, Condition, Consumer},
-    membership::NodeId,
+    membership::{HoldingRun, Member, NodeId, OwnerHolders, View},
     name::Name,
     protocol::{Failure, FailureKind, Opened},
     region::{Identity, layout::Layout},
 };
 
-/// How long an open waits for a ring that is changing.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an open or a get waits for a ring that is changing.
+pub(super) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last work requests of a checkpoint that is let go may take.
 const DISOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a ring that is changing.
-const SETTLE_LOOK: Duration = Duration::from_millis(50);
+pub(super) const SETTLE_LOOK: Duration = Duration::from_millis(50);
 
 /// What a client asks for.
 #[derive(Debug, Clone)]
@@ -85,29 +85,51 @@ impl Node {
             self.move_here(wish, member, copy).await?;
             return self.open_here(wish).await;
         }
-        let copies = || {
-            let all = here.iter().chain(elsewhere.iter().map(|(_, copy)| copy));
-            all.filter(|copy| self.counts(copy))
-        };
-        if copies().any(|c| c.standing == Standing::Creating) {
-            let why = format!("{} is being made on another node", wish.name);
-            return Err(Failure::new(FailureKind::Unavailable, why));
-        }
-        if let Some(copy) = copies().next() {
-            return Err(Failure::new(FailureKind::Unavailable, being_recovered(&wish.name, copy)));
-        }
-        if let Some(lost) = self.unrecovered() {
-            let why = format!(
-                "the checkpoints of node {lost} are not all recovered yet, {} may be one of them",
-                wish.name
-            );
-            return Err(Failure::new(FailureKind::Unavailable, why));
+        if let Some(failure) = self.why_unowned(&wish.name, &here, &elsewhere) {
+            return Err(failure);
         }
         if wish.existing {
             return Err(no_such(&wish.name));
         }
         self.make(wish).await?;
         self.open_here(wish).await
+    }
+
+    /// Why no member says that it owns a checkpoint of this name; nothing when there is none.
+    pub(super) fn why_unowned(
+        &self,
+        name: &Name,
+        here: &[Copy],
+        elsewhere: &[(Member, Copy)],
+    ) -> Option<Failure> {
+        let copies = || {
+            let all = here.iter().chain(elsewhere.iter().map(|(_, copy)| copy));
+            all.filter(|copy| self.counts(copy))
+        };
+        let why = if copies().any(|c| c.standing == Standing::Creating) {
+            format!("{name} is being made on another node")
+        } else if let Some(copy) = copies().next() {
+            being_recovered(name, copy)
+        } else if let Some(lost) = self.unrecovered() {
+            format!(
+                "the checkpoints of node {lost} are not all recovered yet, {name} may be one of \
+                 them"
+            )
+        } else {
+            return None;
+        };
+        Some(Failure::new(FailureKind::Unavailable, why))
+    }
+
+    /// What to say of a checkpoint that nobody in the ring has: an owner and the holder of its
+    /// mirrors that went away together may have it.
+    pub(super) fn missing(&self, name: &Name) -> Failure {
+        let Some((owner, holder)) = self.away() else { return no_such(name) };
+        let why = format!(
+            "nobody here has {name}, but nodes {owner} and {holder} went away together and it may \
+             be theirs; start them again, or begin a new, empty one with `ringkeep put`"
+        );
+        Failure::new(FailureKind::Unavailable, why)
     }
 
     /// Whether a copy says that there is, or may be, a checkpoint. The mirror of an owner that is
@@ -133,33 +155,43 @@ impl Node {
         Err(Failure::new(FailureKind::Unavailable, why))
     }
 
-    /// An owner that left and whose newest holder is finding homes for its checkpoints now. A ring
-    /// of one never gives them two copies; there it is enough that it has them all.
+    /// An owner that left and whose checkpoints find homes now: of all that held its mirrors since
+    /// they were last known to be synced somebody can be asked. A ring of one never gives them two
+    /// copies; there it is enough that it has them all.
     fn unrecovered(&self) -> Option<Name> {
         let view = self.view()?;
         let found = |owner: &NodeId| {
             self.rehomed.borrow().contains(owner) || self.membership.borrow().is_settled(owner)
         };
         let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner) && !found(&h.owner));
-        let gone = gone.find(|h| {
-            h.runs.last().is_some_and(|run| run.holders.iter().any(|h| view.contains(h)))
-        })?;
+        let can_be_asked = |h: &OwnerHolders| h.runs.iter().all(|run| any_in(&view, run));
+        let gone = gone.find(|h| !h.runs.is_empty() && can_be_asked(h))?;
         Some(gone.owner.name.clone())
     }
 
-    /// An owner that left together with the newest holder of its mirrors.
-    fn lost(&self) -> Option<(Name, Name)> {
+    /// Owners that left together with a node that may be the only one with a mirror of theirs.
+    fn lost(view: &View) -> impl Iterator<Item = (&NodeId, &NodeId)> {
+        let gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
+        gone.filter_map(|h| {
+            let run = h.runs.iter().rfind(|run| !any_in(view, run))?;
+            Some((&h.owner, run.holders.first()?))
+        })
+    }
+
+    /// The names of two such nodes of which at least one has not come back, in whichever life.
+    fn away(&self) -> Option<(Name, Name)> {
         let view = self.view()?;
-        let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
-        let lost = gone.find(|h| {
-            h.runs.last().is_some_and(|run| !run.holders.iter().any(|h| view.contains(h)))
-        })?;
-        Some((lost.owner.name.clone(), lost.runs.last()?.holders.first()?.name.clone()))
+        let back = |id: &NodeId| view.ring.iter().any(|member| member.id.name == id.name);
+        let mut lost = Self::lost(&view);
+        let (owner, holder) = lost.find(|(owner, holder)| !(back(owner) && back(holder)))?;
+        Some((owner.name.clone(), holder.name.clone()))
     }
 
     /// Told once to whoever makes a checkpoint that may have been there before.
     fn lost_warning(&self, name: &Name, version: Version) -> Option<String> {
-        let (owner, holder) = self.lost().filter(|_| version == 0)?;
+        let view = self.view().filter(|_| version == 0)?;
+        let (owner, holder) = Self::lost(&view).next()?;
+        let (owner, holder) = (&owner.name, &holder.name);
         Some(format!(
             "nodes {owner} and {holder} went away together; if {name} was owned by {owner}, this \
              is a new, empty one"
@@ -406,6 +438,10 @@ impl Node {
             let _ = self.data_plane.send(Command::Detach { name: name.clone(), condition: None });
         }
     }
+}
+
+fn any_in(view: &View, run: &HoldingRun) -> bool {
+    run.holders.iter().any(|holder| view.contains(holder))
 }
 
 fn being_recovered(name: &Name, copy: &Copy) -> String {

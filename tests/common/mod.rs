@@ -4,10 +4,13 @@
 //! Nothing here sleeps for a guessed time: every wait has a condition and a limit.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod cluster;
+pub mod network;
 pub mod payload;
 pub mod raw;
 pub mod servers;
 pub mod terminal;
+pub mod views;
 pub mod writer;
 
 use std::{

@@ -7,7 +7,8 @@ use std::{
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
 };
 
-use ringkeep::{Client, demo::ring::clean, protocol::Status};
+use ringkeep::{Client, demo::ring::clean, protocol::Status, region::files::Places};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{RINGKEEP, poll, refused};
@@ -125,6 +126,29 @@ impl Server {
         }
     }
 
+    /// Removes its memory files, on ordinary and on huge pages: what a power cut does.
+    pub fn wipe_memory(&self) {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let huge = Places::prepare(&self.dir, &mounts).unwrap().huge;
+        for dir in huge.map(|(dir, _)| dir).into_iter().chain([self.dir.clone()]) {
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+    }
+
     #[track_caller]
     pub fn refused(&self, args: &[&str], status: i32) -> String {
         refused(&super::command(&self.socket(), args).output().unwrap(), status)
@@ -148,44 +172,58 @@ impl Drop for Server {
     }
 }
 
-/// Mounts that only those see who ask for them: they lie in a mount namespace of their own, which
-/// ends with its keeper, and the keeper ends with this process, however that ends.
-pub struct Mounts {
-    keeper: Child,
+/// Holds namespaces of its own: they end with it, and it ends with this process, however that
+/// ends. Nothing of them has a name that could be left behind.
+pub struct Keeper {
+    process: Child,
     _until_closed: ChildStdin,
 }
+
+impl Keeper {
+    /// In new namespaces, by flags of `unshare`, runs a few shell commands that set them up.
+    pub fn start(namespaces: &[&str], script: &str) -> Result<Self, String> {
+        let script = format!("set -e; {script}; echo ready; exec cat");
+        let mut command = Command::new("unshare");
+        command.args(namespaces).args(["sh", "-c", &script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut process = command.spawn().map_err(|e| format!("unshare: {e}"))?;
+        let until_closed = process.stdin.take().unwrap();
+        let mut said = String::new();
+        let _ = BufReader::new(process.stdout.take().unwrap()).read_line(&mut said);
+        let keeper = Self { process, _until_closed: until_closed };
+        if said == "ready\n" { Ok(keeper) } else { Err(format!("cannot do here: {script}")) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Mounts that only those see who ask for them.
+pub struct Mounts(Keeper);
 
 impl Mounts {
     /// Runs a few shell commands that mount something.
     pub fn make(script: &str) -> Result<Self, String> {
-        let script = format!("set -e; {script}; echo mounted; exec cat");
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut keeper = command.spawn().map_err(|e| e.to_string())?;
-        let until_closed = keeper.stdin.take().unwrap();
-        let mut said = String::new();
-        let _ = BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut said);
-        let mounts = Self { keeper, _until_closed: until_closed };
-        if said == "mounted\n" { Ok(mounts) } else { Err("cannot mount here".to_owned()) }
+        Keeper::start(&["--mount", "--propagation", "private"], script).map(Self)
     }
 
     /// What a command must begin with to see them.
     pub fn inside(&self) -> Vec<String> {
-        let namespace = format!("--mount=/proc/{}/ns/mnt", self.keeper.id());
+        let namespace = format!("--mount=/proc/{}/ns/mnt", self.0.pid());
         vec!["nsenter".to_owned(), namespace]
     }
 
     /// A path as it is seen inside.
     pub fn path(&self, path: &Path) -> PathBuf {
-        let root = PathBuf::from(format!("/proc/{}/root", self.keeper.id()));
+        let root = PathBuf::from(format!("/proc/{}/root", self.0.pid()));
         root.join(path.strip_prefix("/").unwrap())
-    }
-}
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
     }
 }

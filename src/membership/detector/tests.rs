@@ -1,10 +1,7 @@
 //! Over simulated time: how long the detector waits, and for whom.
 
 use super::*;
-use crate::membership::{
-    change::tests::{founded, join, member, remove},
-    holders::SyncFacts,
-};
+use crate::membership::change::tests::{founded, join, member, remove};
 
 const MINUTE: u64 = 60_000;
 
@@ -218,12 +215,11 @@ fn a_report_counts_for_a_while_and_a_suspects_report_does_not() {
 
 /// The ring goes on without c, which comes back as its next life.
 fn next_life(detector: &mut Detector, view: &View, now: u64) -> Arc<View> {
-    let facts = SyncFacts::default();
-    let without = Arc::new(view.next(&remove(&["c"]), &facts).unwrap());
+    let without = Arc::new(view.next(&remove(&["c"])).unwrap());
     detector.watch(&without, &[id("d")], at(now));
     detector.heard(&id("c"), at(now + 100));
     detector.poll(at(now + 100));
-    let back = Arc::new(without.next(&join(&[member("c", 2)]), &facts).unwrap());
+    let back = Arc::new(without.next(&join(&[member("c", 2)])).unwrap());
     detector.watch(&back, &[], at(now + 200));
     detector.poll(at(now + 200));
     back
@@ -267,17 +263,16 @@ fn the_next_life_of_a_process_that_died_is_met_as_any_other() {
 
 #[test]
 fn a_thousand_neighbours_one_after_the_other_leave_bounded_memory() {
-    let facts = SyncFacts::default();
     let (mut detector, mut view) = of_ring(&["a", "b"]);
     for number in 0..1000 {
         let now = 100 * number;
         let name = format!("n{number}");
-        view = Arc::new(view.next(&join(&[member(&name, 1)]), &facts).unwrap());
+        view = Arc::new(view.next(&join(&[member(&name, 1)])).unwrap());
         detector.watch(&view, &[], at(now));
         detector.heard(&id(&name), at(now + 50));
         detector.report(&view, &id(&name), &accuses(1, &["a"]), at(now + 50));
         detector.poll(at(now + 60));
-        view = Arc::new(view.next(&remove(&[&name]), &facts).unwrap());
+        view = Arc::new(view.next(&remove(&[&name])).unwrap());
         view = Arc::new(View { holders: Vec::new(), ..(*view).clone() });
         detector.watch(&view, &[], at(now + 70));
     }
