@@ -91,6 +91,17 @@ fn seven_voters_walked_at_random() {
     walks("7 nodes, 1 view, 3 proposers, 3 crashes", Ring::new("abcdefg", "", limits), 1000);
 }
 
+/// V3: were others to declare what they overhear, a proposer that has promised, and so is known
+/// never to declare, would not be safe to pass over.
+#[test]
+fn somebody_who_declares_what_another_proposed_is_caught() {
+    let limits = Limits { proposals: 2, anyone_declares: true, ..SMALL };
+    let ring = Ring::new("abc", "", limits);
+    let checked = check("mutant: anyone declares", ring, 2_000_000, TIME_MAX, Ring::describe);
+    let (property, _) = checked.violated.expect("caught");
+    assert_eq!(property, "I4 one value per view number");
+}
+
 /// V5: were a process to come back with the same identity and without its votes, two values could
 /// be decided. The check sees that.
 #[test]

@@ -11,7 +11,7 @@ use ringkeep::{
         Body, Change, Member, NodeId, View,
         ballot::Votes,
         instance::{Instance, Step},
-        quorum::majority,
+        quorum::{fast_quorum, majority},
     },
     name::Name,
 };
@@ -34,6 +34,8 @@ pub(crate) struct Limits {
     pub(crate) restarts: u8,
     /// Processes that come back, under the same incarnation, with nothing: rule V5 forbids it.
     pub(crate) forgetful: u8,
+    /// Whether somebody who overhears the acknowledgements may declare: rule V3 forbids it.
+    pub(crate) anyone_declares: bool,
     /// Whether members may ask to leave, and to stay.
     pub(crate) departures: bool,
     /// Whether it is checked in each state that the next view can still be decided.
@@ -47,6 +49,7 @@ pub(crate) const SMALL: Limits = Limits {
     crashes: 1,
     restarts: 0,
     forgetful: 0,
+    anyone_declares: false,
     departures: false,
     progress: false,
 };
@@ -77,6 +80,8 @@ enum Input {
     Receive(u32),
     Restart,
     Forget,
+    /// Declares what it did not propose.
+    Overhear(Arc<Change>),
 }
 
 /// What one step of a node comes to.
@@ -242,6 +247,9 @@ impl Ring {
                     *instance = Instance::new(me, instance.view().clone(), Votes::default());
                     forgot = true;
                 }
+                (Local::In(_), Input::Overhear(change)) => {
+                    steps.push(Step::Decided(change.clone()));
+                }
                 (_, Input::Receive(fact)) => self.receive(&mut after, *fact, &mut steps),
                 _ => return None,
             }
@@ -316,6 +324,29 @@ impl Ring {
         }
         outcome.local = self.locals.number(after);
         outcome
+    }
+
+    /// Who may have overheard a fast quorum of votes for which change: everybody else who is up.
+    fn overheard(&self, state: &State) -> Vec<(usize, Arc<Change>)> {
+        let facts: Vec<Arc<Fact>> = state.facts.iter().map(|&fact| self.facts.get(fact)).collect();
+        let mut found = Vec::new();
+        for proposal in &facts {
+            let Body::Propose(change) = &proposal.body else { continue };
+            let acknowledges = |fact: &&Arc<Fact>| {
+                let same = fact.to == proposal.from && fact.view == proposal.view;
+                same && fact.body == Body::Ack
+            };
+            let votes = 1 + facts.iter().filter(acknowledges).count();
+            for node in (0..state.nodes.len()).filter(|node| state.crashed >> node & 1 == 0) {
+                if let Local::In(instance) = &*self.locals.get(state.nodes[node])
+                    && instance.view().number == proposal.view
+                    && votes >= fast_quorum(instance.view().voters.len())
+                {
+                    found.push((node, change.clone()));
+                }
+            }
+        }
+        found
     }
 
     /// Whether the next view can still be decided: everybody who has not crashed catches up and
@@ -454,6 +485,11 @@ impl Model for Ring {
                 propose(node, lead);
             }
         }
+        if self.limits.anyone_declares {
+            for (node, change) in self.overheard(state) {
+                propose(node, self.inputs.number(Input::Overhear(change)));
+            }
+        }
         for node in 0..state.nodes.len() {
             let up = state.crashed >> node & 1 == 0;
             if up && state.crashed.count_ones() < self.limits.crashes {
@@ -479,7 +515,7 @@ impl Model for Ring {
                 Input::TakeTheLead => next.spent[depth][1] += 1,
                 Input::Restart => next.restarts += 1,
                 Input::Forget => next.forgotten += 1,
-                Input::Receive(_) => {}
+                Input::Receive(_) | Input::Overhear(_) => {}
             }
         }
         next.nodes[node] = outcome.local;
