@@ -35,7 +35,7 @@ pub struct Config {
     /// How long a neighbour may at least be silent before it is suspected, several heartbeats; and
     /// how much longer one accuser waits than two.
     pub suspicion_after: Duration,
-    /// How far that grows with the gaps and the lateness that were seen lately.
+    /// How far that grows with the delays that were seen lately.
     pub suspicion_max: Duration,
     /// How long each further candidate waits before it does the first candidate's work (δ).
     pub propose_stagger: Duration,
