@@ -107,6 +107,38 @@ fn an_evicted_node_still_votes_so_that_one_more_failure_is_survived() {
     assert_eq!(net.ring_of("a"), ["a", "c"]);
 }
 
+/// The nodes of a ring do not get to run for up to two seconds, one after the other, again and
+/// again. How many evictions there were in each minute.
+fn starve(config: Config, names: &[&str], seed: u64, minutes: usize) -> Vec<usize> {
+    let mut net = Net::ring_with(config, seed, names);
+    let evictions = |net: &Net| net.nodes.values().map(|n| n.evictions).sum::<usize>();
+    let mut minute = || {
+        let before = evictions(&net);
+        for _ in 0..20 {
+            let name = names[net.rng.below(names.len() as u64) as usize];
+            let ms = 500 + net.rng.below(1500);
+            net.sleep(name, ms);
+            net.run_ms(3 * SECOND);
+        }
+        evictions(&net) - before
+    };
+    (0..minutes).map(|_| minute()).collect()
+}
+
+#[test]
+fn starving_nodes_learn_not_to_evict_each_other() {
+    let adaptive = Config::default();
+    let fixed = Config { suspicion_max: adaptive.suspicion_after, ..adaptive };
+    for names in [&["a", "b", "c"][..], &["a", "b", "c", "d", "e"]] {
+        for seed in 1..=3 {
+            let evictions = starve(adaptive, names, seed, 8);
+            assert!(evictions[4..].iter().all(|&n| n == 0), "seed {seed}: {evictions:?}");
+        }
+        let evictions = starve(fixed, names, 1, 2);
+        assert!(evictions.iter().all(|&n| n >= 10), "what there is to learn from: {evictions:?}");
+    }
+}
+
 #[test]
 fn two_nodes_without_a_witness_stay_as_they_are_when_they_lose_each_other() {
     let mut net = Net::ring(8, &["a", "b"]);

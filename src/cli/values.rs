@@ -129,11 +129,11 @@ pub enum Poll {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Detection {
-    /// 120 ms of silence: a quiet network, and nodes that are never short of processor time
+    /// At least 120 ms of silence: a quiet network, and nodes that are never short of processor time
     Fast,
-    /// 600 ms
+    /// At least 600 ms; more for neighbours that are late at times
     Normal,
-    /// 3 s: overloaded or emulated nodes
+    /// At least 3 s: overloaded or emulated nodes
     Patient,
 }
 

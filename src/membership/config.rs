@@ -28,6 +28,11 @@ impl Add<Duration> for Time {
 
 /// Timeouts. They decide how fast a change is made, never whether it is safe; nodes with different
 /// ones work together.
+///
+/// The profiles differ by a factor of five, except in their limits. Six heartbeats of silence survive several that were lost
+/// or sent again by TCP, whose shortest retransmission takes 200 ms on Linux. 600 ms leave time
+/// within a second for the decision; corosync's token, for comparison, is 1 to 3 s. The limit is
+/// several times the second for which starving servers were seen not to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// How often a member tells its two neighbours that it lives.
@@ -35,7 +40,7 @@ pub struct Config {
     /// How long a neighbour may at least be silent before it is suspected, several heartbeats; and
     /// how much longer one accuser waits than two.
     pub suspicion_after: Duration,
-    /// How far that grows with the gaps and the lateness that were seen lately.
+    /// How far that grows with the delays that were seen lately.
     pub suspicion_max: Duration,
     /// How long each further candidate waits before it does the first candidate's work (δ).
     pub propose_stagger: Duration,

@@ -70,6 +70,8 @@ pub(crate) struct Node {
     pub(crate) left: bool,
     /// What it has is nobody's concern: if it leaves, it hands over at once.
     pub(crate) has_nothing: bool,
+    /// It does not get to run before; what is sent to it waits.
+    asleep_until: Time,
 }
 
 impl Node {
@@ -225,6 +227,11 @@ impl Net {
         }
     }
 
+    /// The node is short of processor time.
+    pub(crate) fn sleep(&mut self, name: &str, ms: u64) {
+        self.node(name).asleep_until = self.now + Duration::from_millis(ms);
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
     }
@@ -298,7 +305,8 @@ impl Net {
         let mut timer: Option<(Time, &String, usize)> = None;
         for (name, node) in self.nodes.iter().filter(|(_, node)| node.up) {
             for (life, machine) in node.lives.iter().enumerate() {
-                let next = machine.deadline().map(|at| (at.max(self.now), name, life));
+                let awake = self.now.max(node.asleep_until);
+                let next = machine.deadline().map(|at| (at.max(awake), name, life));
                 timer = timer.into_iter().chain(next).min();
             }
         }
@@ -315,7 +323,14 @@ impl Net {
         } else {
             let Some(key) = packet.filter(|(at, _)| *at <= end) else { return false };
             self.now = self.now.max(key.0);
-            let Packet { to, from, message } = self.packets.remove(&key).unwrap();
+            let packet = self.packets.remove(&key).unwrap();
+            if let Some(awake) = self.asleep(packet.to) {
+                // Whoever wakes up looks at its clock first.
+                let later = (awake + Duration::from_micros(1), key.1);
+                self.packets.insert(later, packet);
+                return true;
+            }
+            let Packet { to, from, message } = packet;
             let found = self.nodes.iter().find(|(_, n)| n.up && n.address == Some(to));
             let Some((name, lives)) = found.map(|(name, n)| (name.clone(), n.lives.len())) else {
                 return true;
@@ -329,6 +344,12 @@ impl Net {
             }
         }
         true
+    }
+
+    /// Until when whoever listens at `address` does not run.
+    fn asleep(&self, address: SocketAddr) -> Option<Time> {
+        let node = self.nodes.values().find(|n| n.up && n.address == Some(address))?;
+        (node.asleep_until >= self.now).then_some(node.asleep_until)
     }
 
     fn handle(&mut self, name: &str, life: usize, event: Event) {
