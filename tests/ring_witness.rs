@@ -97,22 +97,32 @@ fn the_node_that_is_left_goes_on_with_everything_and_the_other_comes_back() {
 
 #[test]
 fn a_killed_witness_is_not_missed_and_its_vote_counts_again_when_it_is_back() {
-    let [a, mut b, mut w] = two_and_a_witness();
-    let before = a.status().unwrap();
-    w.kill_9();
-    assert_eq!(commit(&a, "state", b"without a witness", Durability::Mirrored), 1);
-    assert_eq!(view_number(&a.status().unwrap()), view_number(&before), "nothing to change");
+    for wiped in [false, true] {
+        let [a, mut b, mut w] = two_and_a_witness();
+        let before = a.status().unwrap();
+        let address = w.address();
+        w.kill_9();
+        assert_eq!(commit(&a, "state", b"without a witness", Durability::Mirrored), 1);
+        assert_eq!(view_number(&a.status().unwrap()), view_number(&before), "nothing to change");
 
-    w.start();
-    w.wait("the witness's return", whole);
-    b.kill_9();
-    a.wait("a ring of one, by the witness's vote", |status| members(status, 1));
-    assert_eq!(get(&a.client(), "state"), (1, b"without a witness".to_vec()));
+        if wiped {
+            // A new life, which takes the old one's place by its name and address.
+            fs::remove_dir_all(&w.dir).unwrap();
+            let listen = w.args.iter().position(|arg| arg == "--listen").unwrap();
+            w.args[listen + 1] = address;
+        }
+        w.start();
+        let back = w.wait("the witness's return", whole);
+        assert_eq!(view_number(&back) > view_number(&before), wiped);
+        b.kill_9();
+        a.wait("a ring of one, by the witness's vote", |status| members(status, 1));
+        assert_eq!(get(&a.client(), "state"), (1, b"without a witness".to_vec()));
+    }
 }
 
 #[test]
 fn a_witness_says_that_it_is_one_and_stores_nothing() {
-    let [a, _b, w] = two_and_a_witness();
+    let [a, _b, mut w] = two_and_a_witness();
     commit(&a, "state", b"stored elsewhere", Durability::Mirrored);
     assert_eq!(get(&w.client(), "state"), (1, b"stored elsewhere".to_vec()), "it can be read");
     for name in ["state", "new"] {
@@ -130,6 +140,14 @@ fn a_witness_says_that_it_is_one_and_stores_nothing() {
     assert_eq!(status.view.unwrap().zones[&common::name("b")], common::name("right"));
     let text = a.ok(&["status"]);
     assert!(text.contains("Witness: w") && text.contains("Zones: a left, b right"), "{text}");
+
+    // What the ring agreed on is not changed by a restart with other flags, and the log says so.
+    w.kill_9();
+    w.args.retain(|arg| arg != "--witness");
+    w.start();
+    assert!(w.wait("the same witness", whole).witness);
+    assert!(w.log().contains("they hold until it joins anew"), "{}", w.log());
+    w.refused(&["put", "new", "/etc/hostname"], 2);
 }
 
 #[test]
