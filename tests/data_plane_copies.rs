@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 fn member(name: &str, address: SocketAddr) -> Member {
     let id = NodeId { name: Name::new(name).unwrap(), incarnation: 1 };
-    Member { id, address, witness: false, zone: None }
+    Member { id, address, witness: false, zone: None, mirrors: 1 }
 }
 
 fn region(layout: Layout) -> Region {

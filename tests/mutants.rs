@@ -138,7 +138,14 @@ fn every_mutant_is_caught() {
         let output = Command::new("cargo")
             .current_dir(&copy)
             .env("CARGO_TARGET_DIR", root().join("target/mutants/target"))
-            .args(["test", "--release", "--locked", "--no-default-features", "--features", "server"])
+            .args([
+                "test",
+                "--release",
+                "--locked",
+                "--no-default-features",
+                "--features",
+                "server",
+            ])
             .args(mutant.test)
             .args(["--", "--nocapture"])
             .output()
