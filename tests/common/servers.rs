@@ -191,7 +191,7 @@ impl Keeper {
         let mut said = String::new();
         let _ = BufReader::new(process.stdout.take().unwrap()).read_line(&mut said);
         let keeper = Self { process, _until_closed: until_closed };
-        if said == "ready\n" { Ok(keeper) } else { Err(format!("cannot do here: {script}")) }
+        if said == "ready\n" { Ok(keeper) } else { Err(format!("cannot be done here: {script}")) }
     }
 
     pub fn pid(&self) -> u32 {

@@ -16,6 +16,8 @@ use ringkeep::{
     Checkpoint, Client, Durability, Options, client::CommitError, protocol::FailureKind,
 };
 
+use rustix::process::{Signal, set_parent_process_death_signal};
+
 use super::{LIMIT, payload};
 
 /// The test that becomes the writer.
@@ -153,6 +155,8 @@ fn say(text: std::fmt::Arguments<'_>) {
 /// Is the writer, if this process was started as one; never returns then.
 pub fn run_if_asked() {
     let Ok(asked) = std::env::var(VARIABLE) else { return };
+    // One that is acknowledged nothing says nothing, and would never notice that nobody listens.
+    set_parent_process_death_signal(Some(Signal::KILL)).expect("a signal when the test ends");
     let mut words = asked.splitn(3, ' ');
     let mut word = || words.next().expect("seed, checkpoint and socket");
     let seed = word().parse().expect("a seed");
