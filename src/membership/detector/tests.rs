@@ -268,6 +268,7 @@ fn a_thousand_neighbours_one_after_the_other_leave_bounded_memory() {
         detector.watch(&view, &[], at(now));
         detector.poll(at(now + 60));
         detector.heard(&id(&name), at(now + 120));
+        detector.heard(&id("a"), at(now + 120));
         detector.report(&view, &id(&name), &accuses(1, &["a"]), at(now + 120));
         detector.poll(at(now + 120));
         view = Arc::new(view.next(&remove(&[&name])).unwrap());
