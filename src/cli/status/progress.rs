@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{name::Name, protocol::Status};
+use crate::{
+    name::Name,
+    protocol::{CopyState, Status},
+};
 
 /// The rate is that of so much time.
 const RATE_OVER: Duration = Duration::from_secs(5);
@@ -41,14 +44,17 @@ impl Progress {
         if under_way.is_empty() {
             return *self = Self::default();
         }
-        self.copies.retain(|(name, _), _| status.checkpoints.iter().any(|c| c.name == *name));
-        for (which, share) in &mut self.copies {
-            if !under_way.contains_key(which) {
-                share.sent = share.of;
-            }
-        }
+        // One that is not under way any more is complete, or was given up.
+        self.copies.retain(|which, share| {
+            share.sent = share.of;
+            under_way.contains_key(which) || is_complete(status, which)
+        });
         self.copies.extend(under_way);
-        self.samples.push_back((now, self.total().sent));
+        let sent = self.total().sent;
+        if self.samples.back().is_some_and(|(_, before)| sent < *before) {
+            self.samples.clear(); // one was given up or begins anew
+        }
+        self.samples.push_back((now, sent));
         while self.samples.len() > 2 && self.samples[1].0 + RATE_OVER <= now {
             self.samples.pop_front();
         }
@@ -82,6 +88,12 @@ impl Progress {
         let rate = self.bytes_per_second().filter(|&rate| rate > 0)?;
         Some(Duration::from_secs((total.of - total.sent.min(total.of)).div_ceil(rate)))
     }
+}
+
+fn is_complete(status: &Status, (name, node): &(Name, Name)) -> bool {
+    let mut mirrors =
+        status.checkpoints.iter().filter(|c| c.name == *name).filter_map(|c| c.mirror.as_ref());
+    mirrors.any(|m| m.node == *node && matches!(m.state, CopyState::InSync | CopyState::Lagging))
 }
 
 #[cfg(test)]
@@ -126,6 +138,19 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_that_was_given_up_is_neither_complete_nor_a_rate() {
+        let mut progress = Progress::default();
+        let mut before = copying(&[("x", 90 * MIB, 100 * MIB)]);
+        before.checkpoints[0].syncing[0].node = Name::new("b").unwrap();
+        progress.update(seconds(0), &before);
+        progress.update(seconds(1), &copying(&[("x", 10 * MIB, 100 * MIB)]));
+        assert_eq!(progress.total(), Share { sent: 10 * MIB, of: 100 * MIB });
+        assert_eq!(progress.bytes_per_second(), None);
+        progress.update(seconds(2), &copying(&[("x", 30 * MIB, 100 * MIB)]));
+        assert_eq!(progress.bytes_per_second(), Some(20 * MIB));
+    }
+
+    #[test]
     fn a_removed_checkpoint_is_not_waited_for() {
         let mut progress = Progress::default();
         progress.update(seconds(0), &copying(&[("x", 0, MIB), ("y", 0, MIB)]));
@@ -143,8 +168,5 @@ mod tests {
             progress.update(seconds(second), &copying(&[("x", 10 * MIB, 100 * MIB)]));
         }
         assert_eq!((progress.bytes_per_second(), progress.left()), (Some(0), None));
-        // A copy that begins anew is not a rate below nothing.
-        progress.update(seconds(21), &copying(&[("x", 0, 100 * MIB)]));
-        assert_eq!(progress.bytes_per_second(), Some(0));
     }
 }
