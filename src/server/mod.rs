@@ -342,6 +342,7 @@ fn warn_of_stored(stored: &Member) {
     tracing::warn!(
         witness = stored.witness,
         zone = stored.zone.as_ref().map_or("none", Name::as_str),
+        mirrors = stored.mirrors,
         "the ring knows this node with these values, and they hold until it joins anew: what its \
          flags say now comes after that"
     );

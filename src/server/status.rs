@@ -41,7 +41,7 @@ impl Node {
             incarnation: me.id.incarnation,
             witness: me.witness,
             zone: me.zone,
-            mirrors_wanted: self.config.mirrors,
+            mirrors_wanted: me.mirrors,
             transport: self.negotiation.borrow().best(),
             hugepages: self.store.has_hugepages(),
             predecessor: predecessor.map(|id| id.name.clone()),
@@ -163,7 +163,7 @@ fn view_status(view: &View) -> StatusView {
         members: view.ring.iter().map(name).collect(),
         voters: view.voters.iter().map(name).collect(),
         witnesses: view.voters.iter().filter(|m| m.witness).map(name).collect(),
-        leaving: Vec::new(), // no member says yet that it is about to go
+        leaving: view.leaving.iter().map(|id| id.name.clone()).collect(),
         zones: view.everybody().filter_map(zone).collect(),
     }
 }
