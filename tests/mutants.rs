@@ -138,6 +138,7 @@ fn every_mutant_is_caught() {
         let output = Command::new("cargo")
             .current_dir(&copy)
             .env("CARGO_TARGET_DIR", root().join("target/mutants/target"))
+            .env("RINGKEEP_MODEL", "20")
             .args([
                 "test",
                 "--release",
