@@ -37,6 +37,12 @@ fn three_voters_decide_one_view_in_every_order() {
 }
 
 #[test]
+fn a_second_slow_ballot_keeps_what_the_first_one_decided() {
+    let limits = Limits { proposals: 2, leads: 2, crashes: 0, ..SMALL };
+    holds("3 nodes, 1 view, 2 slow ballots, no crash", Ring::new("abc", "", limits), 300_000);
+}
+
+#[test]
 fn four_voters_decide_one_view_in_every_order() {
     let limits = Limits { proposals: 2, leads: 1, ..SMALL };
     holds("4 nodes, 1 view, 2 proposers, 1 slow ballot", Ring::new("abcd", "", limits), 300_000);
