@@ -11,8 +11,8 @@ use std::{
 
 use ringkeep::{
     membership::{
-        Body, Config, Durable, Event, JoinRefusal, Member, Membership, Message, NodeId, Output,
-        Peer, ResumeError, Time, View, quorum::majority,
+        Body, Change, Config, Durable, Event, JoinRefusal, Member, Membership, Message, NodeId,
+        Output, Peer, ResumeError, Time, View, quorum::majority,
     },
     name::Name,
 };
@@ -90,6 +90,9 @@ pub(crate) struct Net {
     pub(crate) agreed: BTreeMap<u64, Arc<View>>,
     /// Sent messages by kind, and to whom.
     pub(crate) sent: BTreeMap<&'static str, Vec<NodeId>>,
+    /// Whether the messages' lengths on the wire are counted, and their sums by kind.
+    pub(crate) weigh: bool,
+    pub(crate) bytes: BTreeMap<&'static str, usize>,
     config: Config,
     packets: BTreeMap<(Time, u64), Packet>,
     sequence: u64,
@@ -107,6 +110,8 @@ impl Net {
             cut: BTreeSet::new(),
             agreed: BTreeMap::new(),
             sent: BTreeMap::new(),
+            weigh: false,
+            bytes: BTreeMap::new(),
             config: Config::default(),
             packets: BTreeMap::new(),
             sequence: 0,
@@ -129,6 +134,23 @@ impl Net {
         }
         net.run_ms(300);
         assert_eq!(net.ring_of(names[0]), names);
+        net
+    }
+
+    /// A ring of so many that has been there already: n0000, n0001, …
+    pub(crate) fn formed(config: Config, seed: u64, count: usize) -> Self {
+        let mut net = Self { config, ..Self::new(seed) };
+        let names: Vec<String> = (0..count).map(|number| format!("n{number:04}")).collect();
+        let mut joined: Vec<Member> = names.iter().map(|name| net.new_life(name)).collect();
+        let first = View::first(CLUSTER, joined.remove(0));
+        let view = first.next(&Change { joined, ..Change::default() }).unwrap();
+        let view = Arc::new(view);
+        for (name, me) in names.iter().zip(&view.ring) {
+            let (me, votes) = (me.clone(), Default::default());
+            let durable = Durable { me, view: view.clone(), votes };
+            let machine = Membership::resume(net.config, durable, net.now).unwrap();
+            net.start(name, machine);
+        }
         net
     }
 
@@ -404,6 +426,10 @@ impl Net {
         assert!(!self.forgotten.contains(&from.id), "I8: {} speaks after amnesia", from.id);
         if let Some(to) = &message.to {
             self.sent.entry(kind(&message.body)).or_default().push(to.clone());
+            if self.weigh {
+                let bytes = postcard::to_stdvec(&message).unwrap().len();
+                *self.bytes.entry(kind(&message.body)).or_default() += bytes;
+            }
         }
         if self.rng.percent(self.faults.loss) {
             return;

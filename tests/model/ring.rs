@@ -478,7 +478,7 @@ impl Model for Ring {
                 continue;
             }
             let [proposals, leads] = state.spent[self.depth(instance)];
-            if proposals < self.limits.proposals && instance.may_propose() {
+            if proposals < self.limits.proposals {
                 self.wishes(state.nodes[node]).iter().for_each(|&wish| propose(node, wish));
             }
             if leads < self.limits.leads && proposals > 0 {

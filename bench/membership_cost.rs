@@ -1,0 +1,172 @@
+//! What a view change costs: messages, bytes and time against the size of the ring, over the real
+//! membership machines in simulated time.
+//!
+//! `cargo bench --bench membership_cost` prints the tables of `docs/membership.md` and draws
+//! `docs/figures/*.svg`. The network delays each message by 50 to 200 µs and loses nothing; timers are
+//! those of the default. Times are the simulation's: they contain no processor time.
+#![allow(missing_docs)]
+
+#[path = "../tests/membership_net/mod.rs"]
+#[allow(dead_code)]
+mod membership_net;
+
+use std::{error::Error, fs};
+
+use membership_net::{Faults, Net, QUIET};
+use plotters::prelude::*;
+use ringkeep::membership::{Config, Event};
+
+const SIZES: [usize; 7] = [3, 5, 10, 30, 100, 300, 1000];
+const KINDS: [&str; 7] = ["propose", "ack", "nack", "prepare", "promise", "accept", "accepted"];
+const TOLD: [&str; 2] = ["decided", "install"];
+const LIMIT_MS: u64 = 20_000;
+
+fn network(seed: u64, size: usize) -> Net {
+    let mut net = Net::formed(Config::default(), seed, size);
+    net.faults = Faults { delay_min: 50, delay_max: 200, ..QUIET };
+    net.run_ms(250);
+    net.sent.clear();
+    net.bytes.clear();
+    net.weigh = true;
+    net
+}
+
+struct Cost {
+    messages: usize,
+    bytes: usize,
+    /// Until the first voter was asked, and until the last one had the view.
+    asked_ms: f64,
+    done_ms: f64,
+}
+
+/// What it takes from now on until everybody agrees.
+fn cost(net: &mut Net) -> Cost {
+    let began = net.now;
+    let since = |net: &Net| net.now.since(began).as_secs_f64() * 1e3;
+    let asked = |net: &Net| net.sent.contains_key("propose");
+    assert!(net.run_until(LIMIT_MS, asked), "nothing was proposed");
+    let asked_ms = since(net);
+    assert!(net.run_until(LIMIT_MS, Net::is_whole), "not agreed{}", net.describe());
+    let done_ms = since(net);
+    let kinds = || KINDS.iter().chain(&TOLD);
+    Cost {
+        messages: kinds().filter_map(|kind| net.sent.get(kind)).map(Vec::len).sum(),
+        bytes: kinds().filter_map(|kind| net.bytes.get(kind)).sum(),
+        asked_ms,
+        done_ms,
+    }
+}
+
+fn removal(size: usize) -> Cost {
+    let mut net = network(1, size);
+    net.kill(&format!("n{:04}", size / 2));
+    cost(&mut net)
+}
+
+fn join(size: usize) -> Cost {
+    let mut net = network(2, size);
+    net.join("x");
+    cost(&mut net)
+}
+
+/// Both steps of it.
+fn leave(size: usize) -> Cost {
+    let mut net = network(3, size);
+    let leaver = format!("n{:04}", size / 2);
+    net.event(&leaver, Event::Leave);
+    let first = cost(&mut net);
+    net.event(&leaver, Event::HandedOver);
+    let began = net.now;
+    assert!(net.run_until(LIMIT_MS, |net| net.nodes[&leaver].left && net.is_whole()));
+    let all = |map: &dyn Fn(&str) -> usize| KINDS.iter().chain(&TOLD).map(|kind| map(kind)).sum();
+    Cost {
+        messages: all(&|kind| net.sent.get(kind).map_or(0, Vec::len)),
+        bytes: all(&|kind| net.bytes.get(kind).copied().unwrap_or(0)),
+        asked_ms: first.asked_ms,
+        done_ms: first.done_ms + net.now.since(began).as_secs_f64() * 1e3,
+    }
+}
+
+/// Of so many pairs of failures within a time of each other, how many needed a second ballot, in
+/// percent.
+fn contested(size: usize, apart_ms: u64) -> f64 {
+    const RUNS: u64 = 200;
+    let second = (0..RUNS).filter(|&seed| {
+        let mut net = network(seed, size);
+        net.weigh = false;
+        let mut victims: Vec<u64> = (0..size as u64).collect();
+        let mut victim = |net: &mut Net| {
+            let at = net.rng.below(victims.len() as u64) as usize;
+            format!("n{:04}", victims.swap_remove(at))
+        };
+        let (one, other) = (victim(&mut net), victim(&mut net));
+        net.kill(&one);
+        let pause = net.rng.below(apart_ms + 1);
+        net.run_ms(pause);
+        net.kill(&other);
+        assert!(net.run_until(LIMIT_MS, Net::is_whole), "seed {seed}{}", net.describe());
+        net.sent.contains_key("prepare")
+    });
+    second.count() as f64 * 100.0 / RUNS as f64
+}
+
+type Curve = (&'static str, Vec<(f64, f64)>);
+
+fn draw(file: &str, title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<(), Box<dyn Error>> {
+    fs::create_dir_all("docs/figures")?;
+    let path = format!("docs/figures/{file}.svg");
+    let root = SVGBackend::new(&path, (720, 420)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let points = || curves.iter().flat_map(|(_, points)| points);
+    let most = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(
+            (3f64..most(|p| p.0)).log_scale(),
+            (1f64..most(|p| p.1) * 1.5).log_scale(),
+        )?;
+    chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
+    for (index, (name, points)) in curves.iter().enumerate() {
+        let color = Palette99::pick(index).to_rgba();
+        let line = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+        let key = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], color);
+        chart.draw_series(line)?.label(*name).legend(key);
+        chart.draw_series(points.iter().map(|p| Circle::new(*p, 3, color.filled())))?;
+    }
+    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    root.present()?;
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let kinds: [(&str, fn(usize) -> Cost); 3] =
+        [("removal", removal), ("join", join), ("leave, both steps", leave)];
+    println!("| change | members | messages | bytes | first asked, ms | all have the view, ms |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    let (mut messages, mut bytes): (Vec<Curve>, Vec<Curve>) = Default::default();
+    for (name, change) in kinds {
+        let costs: Vec<(usize, Cost)> = SIZES.iter().map(|&size| (size, change(size))).collect();
+        for (size, Cost { messages, bytes, asked_ms, done_ms }) in &costs {
+            println!("| {name} | {size} | {messages} | {bytes} | {asked_ms:.1} | {done_ms:.1} |");
+        }
+        let curve = |of: &dyn Fn(&Cost) -> usize| {
+            costs.iter().map(|(size, cost)| (*size as f64, of(cost) as f64)).collect()
+        };
+        messages.push((name, curve(&|cost| cost.messages)));
+        bytes.push((name, curve(&|cost| cost.bytes)));
+    }
+    draw("view-messages", "Messages of one view change", "members", "messages", &messages)?;
+    draw("view-bytes", "Bytes of one view change", "members", "bytes", &bytes)?;
+
+    println!("\n| members | failures at most so far apart, ms | needed a second ballot, % |");
+    println!("| --- | --- | --- |");
+    for size in [5, 10, 30] {
+        for apart_ms in [0, 1, 10, 50, 200, 1000] {
+            println!("| {size} | {apart_ms} | {:.1} |", contested(size, apart_ms));
+        }
+    }
+    Ok(())
+}
