@@ -274,8 +274,11 @@ pub struct OwnedStatus {
     pub attached: bool,
     /// Ownership epoch.
     pub epoch: u64,
-    /// The second copy.
+    /// The second copy; with several mirrors the one that is furthest behind.
     pub mirror: Option<MirrorOf>,
+    /// With several mirrors all of them, the nearest first, also those that are being made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<MirrorOf>,
 }
 
 /// In which way a node has a checkpoint.

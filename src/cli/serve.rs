@@ -40,6 +40,7 @@ fn serve(config: ServeConfig, key: Option<ClusterKey>) -> Outcome {
         socket: config.socket,
         dir: config.dir,
         memory_bytes: config.memory_bytes_max,
+        mirrors: 1,
         waiting: Waiting { spin, cpu: config.cpu, ..Waiting::default() },
         membership: match config.detection {
             Detection::Fast => membership::Config::fast(),

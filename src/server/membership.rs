@@ -178,6 +178,10 @@ impl Node {
         self.life.set(self.life.get() + 1);
         self.links.borrow_mut().clear();
         let mut me = self.me.borrow().clone();
+        if let Err(error) = self.lineage.borrow_mut().inherit(me.id.clone()) {
+            // Only a recovery that needs this very node's copies is the worse for it.
+            tracing::error!(%error, "noting a new life");
+        }
         for member in view.everybody() {
             self.negotiation.borrow_mut().forget(&member.id);
             let unlink = Command::Unlink { peer: member.id.clone() };

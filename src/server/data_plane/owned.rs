@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::{Attachment, Committed, Report, ring};
+use super::{Attachment, Committed, CopyReport, Report, ring};
 use crate::{
     commit::Stale,
     handover::{Condition, Consumer, Submission, Violation},
     membership::NodeId,
-    mirror::{Mirror, Post},
+    mirror::{Measures, Mirror},
     name::Name,
     region::Region,
     transport::{Kind, MemoryId, RemoteKey, WorkId},
@@ -75,9 +75,10 @@ impl Owned {
         region: Region,
         memory: MemoryId,
         epoch: u64,
+        copies: usize,
         pace_ns: u64,
     ) -> Self {
-        let mirror = Mirror::new(region.layout().slots(), pace_ns);
+        let mirror = Mirror::new(Measures { copies, slots: region.layout().slots(), pace_ns });
         Self {
             name,
             region,
@@ -176,11 +177,6 @@ impl Owned {
         }
     }
 
-    pub(super) fn key_for(&self, post: &Post) -> Option<(NodeId, RemoteKey)> {
-        let holder = self.mirror.holder_of(post.which)?;
-        Some((holder.clone(), *self.keys.get(holder)?))
-    }
-
     /// The newest committed version.
     pub(super) fn newest(&self) -> Option<Committed> {
         let found = self.region.newest_by_record()?;
@@ -195,8 +191,17 @@ impl Owned {
             version: newest.map_or(0, |n| n.version),
             len: newest.map_or(0, |n| n.len),
             mirrored: self.mirror.mirrored(),
-            holder: self.mirror.holder().cloned(),
-            transport: self.mirror.holder().and_then(reached_by),
+            copies: self
+                .mirror
+                .copies()
+                .map(|copy| CopyReport {
+                    holder: copy.holder.clone(),
+                    version: copy.version,
+                    transport: reached_by(copy.holder),
+                    of_record: copy.of_record,
+                    state: copy.state,
+                })
+                .collect(),
             protection: self.mirror.protection(),
             attached: self.attachment.is_some(),
         }
