@@ -346,11 +346,14 @@ pub struct OwnedStatus {
     pub attached: bool,
     /// Ownership epoch.
     pub epoch: u64,
-    /// The second copy.
+    /// The second copy; with several mirrors the one that is furthest behind.
     pub mirror: Option<MirrorOf>,
     /// Copies that are being made.
     #[serde(default)]
     pub syncing: Vec<SyncStatus>,
+    /// With several mirrors all of them, the nearest first, also those that are being made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<MirrorOf>,
 }
 
 /// A copy that is being made, in a status.

@@ -1,29 +1,48 @@
 //! Which copy of a dead owner's checkpoint is the newest valid one, and from where. Pure.
 //!
 //! **First fence, then read** (rules F1 and H5): every report that comes in here was given by a
-//! holder after it stopped accepting the old owner's writes. The walk goes from the newest holder
-//! back to older ones and ends at the first whose sync mark is at least as new as the begin of the
-//! time in which it was the predecessor: that copy has every acknowledged version. A holder that
-//! cannot be asked ends the walk, since it may be the only one that has the newest version.
+//! holder after it stopped accepting the old owner's writes. An acknowledgement needs all holders
+//! of a run, so one of them is enough:
+//!
+//! * One whose sync mark is at least as new as the begin of the run has every version that was ever
+//!   acknowledged: those of older runs were copied before the mark, those of this run needed it.
+//! * One that is fenced and has no such mark shows that nothing was acknowledged in this run, and
+//!   that nothing will be: the walk goes on to the run before.
+//! * Where nobody can be asked the walk ends: an older copy is never handed out silently.
+//!
+//! A holder may have been evicted by mistake and be back as another life with its memory. It was
+//! fenced when the former life ended. What that memory has counts as much as ever; what it lacks
+//! proves nothing, since it may have been lost between the lives.
 
 use crate::commit::Version;
 
-/// A time in which one node was an owner's predecessor.
+/// A time in which an owner's predecessors were the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run<H> {
-    /// The view in which it became the predecessor.
+    /// The view in which they became that.
     pub since: u64,
-    /// The node.
-    pub holder: H,
+    /// The nearest first: as many as the owner wants copies, or all there were.
+    pub holders: Vec<H>,
 }
 
 /// What a fenced holder has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Report {
     /// The view of its sync mark; `None` without a mark, or without a copy at all.
     pub mark: Option<u64>,
     /// Its newest valid version; 0: none.
     pub version: Version,
+}
+
+/// What became of a question to a holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// It is the same life that held the copy: it has all that it ever had.
+    Present(Report),
+    /// A later life of the same node answers from the memory of the one that held the copy.
+    Former(Report),
+    /// It cannot be asked, or is not fenced yet.
+    None,
 }
 
 /// What to recover from.
@@ -36,29 +55,56 @@ pub enum Decision<H> {
         /// The version that it has; 0 when nothing was ever committed.
         version: Version,
     },
-    /// This holder would have to be asked and cannot be: never hand out something older silently.
+    /// One of these holders would have to be asked and none can be: never hand out something older
+    /// silently.
     Unavailable {
-        /// The holder that cannot be reached.
-        holder: H,
+        /// The holders of the run that nobody can tell of.
+        holders: Vec<H>,
     },
     /// No holder was ever synced.
     Nothing,
 }
 
-/// Walks the holders from the newest to the oldest. `runs` is in order of time; `report` answers
-/// for a holder that was fenced, `None` for one that cannot be reached.
-pub fn choose<H: Clone>(runs: &[Run<H>], report: impl Fn(&H) -> Option<Report>) -> Decision<H> {
-    for run in runs.iter().rev() {
-        let holder = run.holder.clone();
-        match report(&run.holder) {
-            None => return Decision::Unavailable { holder },
-            Some(Report { mark: Some(mark), version }) if mark >= run.since => {
-                return Decision::Exact { holder, version };
+/// Walks the runs from the newest to the oldest. `runs` is in order of time; `answer` tells what
+/// came of asking a holder, after it was fenced.
+pub fn choose<H: Clone>(runs: &[Run<H>], answer: impl Fn(&H) -> Answer) -> Decision<H> {
+    // In a run without predecessors nothing was acknowledged.
+    for run in runs.iter().rev().filter(|run| !run.holders.is_empty()) {
+        let mut closed = false;
+        let mut best: Option<(&H, Version)> = None;
+        for holder in &run.holders {
+            let answer = answer(holder);
+            closed |= matches!(answer, Answer::Present(_));
+            if let Answer::Present(report) | Answer::Former(report) = answer
+                && report.mark.is_some_and(|mark| mark >= run.since)
+                && best.is_none_or(|(_, version)| version < report.version)
+            {
+                best = Some((holder, report.version));
             }
-            Some(_) => {}
+        }
+        if let Some((holder, version)) = best {
+            return Decision::Exact { holder: holder.clone(), version };
+        }
+        if !closed {
+            return Decision::Unavailable { holders: run.holders.clone() };
         }
     }
     Decision::Nothing
+}
+
+/// Who looks after what a lost owner left: the nearest holder of the newest run that is in the ring,
+/// else a node in the ring of which such a holder was an earlier life. Everybody with the same view
+/// finds the same one.
+pub fn caretaker<'a, H: Eq>(
+    runs: &[Run<H>],
+    ring: impl Iterator<Item = &'a H> + Clone,
+    is_later_life: impl Fn(&H, &H) -> bool,
+) -> Option<&'a H> {
+    let holders = || runs.iter().rev().flat_map(|run| &run.holders);
+    let find = |is: &dyn Fn(&H, &H) -> bool| {
+        holders().find_map(|holder| ring.clone().find(|member| is(member, holder)))
+    };
+    find(&|member, holder| member == holder).or_else(|| find(&is_later_life))
 }
 
 /// On explicit request only: the newest version that anybody reachable has, which may be older than
@@ -77,37 +123,101 @@ pub fn maybe_stale<H: Clone>(
 mod tests {
     use super::*;
 
-    fn runs(list: &[(u64, char)]) -> Vec<Run<char>> {
-        list.iter().map(|&(since, holder)| Run { since, holder }).collect()
+    fn runs(list: &[(u64, &str)]) -> Vec<Run<char>> {
+        list.iter().map(|&(since, h)| Run { since, holders: h.chars().collect() }).collect()
     }
+
+    fn has(mark: u64, version: Version) -> Report {
+        Report { mark: Some(mark), version }
+    }
+
+    const EMPTY: Report = Report { mark: None, version: 0 };
 
     #[test]
     fn the_newest_holder_that_was_synced_in_its_time_is_exact() {
-        let report = |h: &char| match h {
-            'c' => Some(Report { mark: Some(5), version: 9 }),
-            _ => None,
+        let answer = |h: &char| match h {
+            'c' => Answer::Present(has(5, 9)),
+            _ => Answer::None,
         };
-        let decision = choose(&runs(&[(1, 'b'), (4, 'c')]), report);
+        let decision = choose(&runs(&[(1, "b"), (4, "c")]), answer);
         assert_eq!(decision, Decision::Exact { holder: 'c', version: 9 });
     }
 
     #[test]
     fn a_holder_whose_sync_was_not_done_sends_the_walk_to_the_one_before() {
-        let report = |h: &char| match h {
-            'b' => Some(Report { mark: Some(1), version: 7 }),
+        let answer = |h: &char| match h {
+            'b' => Answer::Present(has(1, 7)),
             // Its mark is from an earlier time as predecessor: old news.
-            'c' => Some(Report { mark: Some(2), version: 3 }),
-            _ => None,
+            'c' => Answer::Present(has(2, 3)),
+            _ => Answer::None,
         };
-        let decision = choose(&runs(&[(1, 'b'), (4, 'c')]), report);
+        let decision = choose(&runs(&[(1, "b"), (4, "c")]), answer);
         assert_eq!(decision, Decision::Exact { holder: 'b', version: 7 });
     }
 
     #[test]
     fn an_older_copy_is_never_handed_out_while_a_newer_holder_is_silent() {
-        let report = |h: &char| (*h == 'b').then_some(Report { mark: Some(1), version: 7 });
-        let decision = choose(&runs(&[(1, 'b'), (4, 'c')]), report);
-        assert_eq!(decision, Decision::Unavailable { holder: 'c' });
+        let answer = |h: &char| if *h == 'b' { Answer::Present(has(1, 7)) } else { Answer::None };
+        let decision = choose(&runs(&[(1, "b"), (4, "c")]), answer);
+        assert_eq!(decision, Decision::Unavailable { holders: vec!['c'] });
+    }
+
+    #[test]
+    fn one_of_several_holders_is_enough_and_the_newest_version_among_them_best() {
+        let with = |silent: char| {
+            choose(&runs(&[(1, "bcd")]), |&h| match h {
+                _ if h == silent => Answer::None,
+                'b' => Answer::Present(has(1, 7)),
+                'c' => Answer::Present(has(1, 8)),
+                _ => Answer::Present(EMPTY),
+            })
+        };
+        assert_eq!(with('b'), Decision::Exact { holder: 'c', version: 8 });
+        assert_eq!(with('c'), Decision::Exact { holder: 'b', version: 7 });
+    }
+
+    #[test]
+    fn one_unmarked_holder_shows_that_its_run_acknowledged_nothing() {
+        let answer = |h: &char| match h {
+            'b' => Answer::Present(has(1, 7)),
+            _ => Answer::None, // d is dead
+        };
+        let decision = choose(&runs(&[(1, "bc"), (4, "bd")]), answer);
+        assert_eq!(decision, Decision::Exact { holder: 'b', version: 7 });
+    }
+
+    #[test]
+    fn a_former_life_counts_by_what_it_has_and_proves_nothing_by_what_it_lacks() {
+        let with = |report| {
+            choose(&runs(&[(1, "b"), (4, "c")]), |&h| match h {
+                'c' => Answer::Former(report),
+                _ => Answer::Present(has(1, 7)),
+            })
+        };
+        assert_eq!(with(has(4, 9)), Decision::Exact { holder: 'c', version: 9 });
+        assert_eq!(with(EMPTY), Decision::Unavailable { holders: vec!['c'] });
+        assert_eq!(with(has(3, 9)), Decision::Unavailable { holders: vec!['c'] });
+    }
+
+    #[test]
+    fn a_run_without_predecessors_is_passed_over() {
+        let answer = |_: &char| Answer::Present(has(1, 7));
+        let decision = choose(&runs(&[(1, "b"), (4, "")]), answer);
+        assert_eq!(decision, Decision::Exact { holder: 'b', version: 7 });
+    }
+
+    #[test]
+    fn the_nearest_present_holder_of_the_newest_run_looks_after_a_lost_owner() {
+        let runs = [
+            Run { since: 1, holders: vec![('a', 1), ('b', 1)] },
+            Run { since: 4, holders: vec![('c', 1), ('b', 1)] },
+        ];
+        let later = |m: &(char, u8), h: &(char, u8)| m.0 == h.0 && m.1 > h.1;
+        let who = |ring: &[(char, u8)]| caretaker(&runs, ring.iter(), later).copied();
+        assert_eq!(who(&[('a', 1), ('b', 1), ('c', 1)]), Some(('c', 1)));
+        assert_eq!(who(&[('a', 1), ('b', 1), ('c', 2)]), Some(('b', 1)), "a life that held it");
+        assert_eq!(who(&[('a', 2), ('c', 2), ('d', 1)]), Some(('c', 2)), "else a later one");
+        assert_eq!(who(&[('d', 1)]), None);
     }
 
     #[test]

@@ -119,7 +119,8 @@ async fn a_mirrored_commit_allocates_nothing() {
     // The checkpoint and its client.
     let name = Name::new("state").unwrap();
     let (owned, region) = (name.clone(), mine.clone());
-    let own = |reply| Command::Own { name: owned, region, epoch: 1, newest: None, reply };
+    let own =
+        |reply| Command::Own { name: owned, region, epoch: 1, copies: 1, newest: None, reply };
     near.ask(own).await.unwrap().unwrap();
     assert!(matches!(notices.recv().await, Some(Notice::NeedMirror { .. })));
     let versions = vec![0, 0];

@@ -12,7 +12,7 @@ use ringkeep::{
     membership::{Member, NodeId, View},
     name::Name,
     region::{Identity, Region, layout::Layout, mapping::Mapping},
-    server::data_plane::{Command, Committed, CopyReport, DataPlane, Notice, Waiting},
+    server::data_plane::{Command, Committed, DataPlane, Notice, Progress, Waiting},
     transport::{Access, Kind, Purpose, Terms, Transport, tcp::TcpTransport},
 };
 
@@ -33,9 +33,9 @@ fn region(layout: Layout) -> Region {
     Region::new(mapping, layout, Identity { checkpoint: 7, generation: 1 }).unwrap()
 }
 
-async fn copies(data_plane: &DataPlane) -> Vec<CopyReport> {
+async fn copies(data_plane: &DataPlane) -> Vec<Progress> {
     let reports = data_plane.ask(|reply| Command::Report { reply }).await.unwrap();
-    reports.into_iter().flat_map(|report| report.copies).collect()
+    reports.into_iter().flat_map(|report| report.under_way).collect()
 }
 
 #[tokio::test]
@@ -74,7 +74,14 @@ async fn a_copy_that_is_held_up_says_how_far_it_is() {
     unsafe { mine.publish(0, 1, 1, LEN) };
     let (name, newest) = (Name::new("state").unwrap(), Committed { version: 1, slot: 0, len: LEN });
     let (owned, region) = (name.clone(), mine.clone());
-    let own = |reply| Command::Own { name: owned, region, epoch: 1, newest: Some(newest), reply };
+    let own = |reply| Command::Own {
+        name: owned,
+        region,
+        epoch: 1,
+        copies: 1,
+        newest: Some(newest),
+        reply,
+    };
     near.ask(own).await.unwrap().unwrap();
     assert!(matches!(notices.recv().await, Some(Notice::NeedMirror { .. })));
     assert_eq!(copies(&near).await, [], "nothing is on its way yet");

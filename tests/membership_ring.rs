@@ -1,6 +1,7 @@
 //! What a cluster may expect of its membership, over the real machine in simulated time.
 #![cfg(feature = "server")]
 
+#[allow(dead_code)] // the benchmark uses the rest
 mod membership_net;
 
 use std::{collections::BTreeSet, time::Duration};

@@ -26,7 +26,7 @@ impl Extent {
 }
 
 /// A sorted set of extents that neither overlap nor touch. Never allocates after it was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RangeSet {
     extents: Vec<Extent>,
 }
@@ -103,7 +103,7 @@ impl RangeSet {
 }
 
 /// By how much a slot lags behind the state that it is to hold. Never allocates after it was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stale {
     everything: bool,
     only: RangeSet,

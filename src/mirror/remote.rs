@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::commit::{Stale, Version};
 
 /// A work request under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Posted {
     Version { work: u64, version: Version, to: usize },
     Mark { work: u64, view: u64 },
@@ -19,7 +19,7 @@ impl Posted {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Slot {
     /// What this life of the owner completed there; 0: nothing, or unknown.
     version: Version,
@@ -28,9 +28,13 @@ struct Slot {
     stale: Stale,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Remote<H> {
     pub(super) holder: H,
+    /// It is one of the nearest predecessors.
+    pub(super) wanted: bool,
+    /// Its completions count.
+    pub(super) of_record: bool,
     /// Connection up and key granted.
     pub(super) ready: bool,
     /// The view of its sync mark, as far as this life of the owner posted it; 0: none.
@@ -38,6 +42,8 @@ pub(super) struct Remote<H> {
     pub(super) posted: VecDeque<Posted>,
     /// This life of the owner completed a copy there: what it holds is known, not only claimed.
     pub(super) copied: bool,
+    /// Since when a version waits to be sent.
+    pub(super) unsent_since_ns: Option<u64>,
     asked: bool,
     region: Option<u64>,
     slots: Vec<Slot>,
@@ -50,14 +56,22 @@ impl<H: Clone> Remote<H> {
             .collect();
         Self {
             holder,
+            wanted: false,
+            of_record: false,
             ready: false,
             mark: 0,
             posted: VecDeque::with_capacity(8),
             copied: false,
+            unsent_since_ns: None,
             asked: false,
             region: None,
             slots,
         }
+    }
+
+    /// Ready, and nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.ready && self.posted.is_empty()
     }
 
     /// The holder, if it must be asked to prepare and was not asked yet.
@@ -98,7 +112,8 @@ impl<H: Clone> Remote<H> {
         self.lost();
     }
 
-    pub(super) fn changed(&mut self, changed: &Stale) {
+    pub(super) fn changed(&mut self, changed: &Stale, now_ns: u64) {
+        self.unsent_since_ns.get_or_insert(now_ns);
         for slot in &mut self.slots {
             slot.stale.union(changed);
         }
@@ -134,6 +149,7 @@ impl<H: Clone> Remote<H> {
             // From now on, what changes is stale again; what is under way is not.
             self.slots[to].version = 0;
             self.slots[to].stale.clear();
+            self.unsent_since_ns = None;
         }
         self.posted.push_back(posted);
     }
@@ -166,6 +182,7 @@ impl<H: Clone> Remote<H> {
         if let Posted::Version { to, .. } = posted {
             self.slots[to].version = 0;
             self.slots[to].stale.set_everything();
+            self.unsent_since_ns.get_or_insert(0); // what was sent has waited long enough already
         }
     }
 }

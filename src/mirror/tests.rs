@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::recovery::{Decision, Report, Run, choose};
+use crate::recovery::{Answer, Decision, Report, Run, choose};
 
 const SLOTS: usize = 2;
 const OWNER: u8 = 0;
@@ -46,13 +46,22 @@ impl Holder {
         work
     }
 
+    fn report(&self) -> Report {
+        Report { mark: self.mark, version: self.newest() }
+    }
+
     fn newest(&self) -> Version {
         let whole = |c: &Content| if let Content::Whole(v) = c { *v } else { 0 };
         self.slots.iter().map(whole).max().unwrap_or(0)
     }
 }
 
+fn mirror(copies: usize) -> Mirror<u8> {
+    Mirror::new(Measures { copies, slots: SLOTS, pace_ns: 0 })
+}
+
 struct World {
+    copies: usize,
     mirror: Mirror<u8>,
     holders: Vec<Holder>,
     version: Version,
@@ -89,6 +98,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 impl World {
     fn new() -> Self {
+        Self::with_copies(1)
+    }
+
+    fn with_copies(copies: usize) -> Self {
         let holder = Holder {
             slots: [Content::Empty; SLOTS],
             mark: None,
@@ -97,7 +110,8 @@ impl World {
             fenced: false,
         };
         let mut world = Self {
-            mirror: Mirror::new(SLOTS, 0),
+            copies,
+            mirror: mirror(copies),
             holders: vec![holder; 4],
             version: 0,
             slot: 0,
@@ -112,25 +126,29 @@ impl World {
         world
     }
 
-    /// Members 1..=3 by mask; the owner's predecessor is the highest.
-    fn install(&mut self, mask: u8) {
-        self.view += 1;
-        self.ring = (1..4).filter(|h| mask & (1 << (h - 1)) != 0).collect();
-        let predecessor = self.ring.last().copied();
-        if let Some(holder) = predecessor
-            && self.runs.last().is_none_or(|run| run.holder != holder)
-        {
-            self.runs.push(Run { since: self.view, holder });
-        }
-        let ring = self.ring.clone();
-        self.mirror.view_installed(self.view, predecessor.map(|p| (p, self.since())), |h| {
-            ring.contains(h)
-        });
+    fn one(&self) -> u8 {
+        *self.mirror.copies().find(|c| c.of_record).expect("a holder of record").holder
     }
 
-    /// Since when the present predecessor has been that.
-    fn since(&self) -> u64 {
-        self.runs.last().map_or(0, |run| run.since)
+    /// Members 1..=3 by mask; the owner's predecessors are the highest.
+    fn install(&mut self, mask: u8) {
+        self.ring = (1..4).filter(|h| mask & (1 << (h - 1)) != 0).collect();
+        let predecessors = self.ring.iter().rev().take(self.copies).copied().collect();
+        self.install_with(predecessors);
+    }
+
+    fn install_with(&mut self, predecessors: Vec<u8>) {
+        self.view += 1;
+        if self.runs.last().is_none_or(|run| run.holders != predecessors) {
+            self.runs.push(Run { since: self.view, holders: predecessors });
+        }
+        self.tell_view();
+    }
+
+    fn tell_view(&mut self) {
+        let Run { since, holders } = self.runs.last().expect("the first view makes one");
+        let ring = &self.ring;
+        self.mirror.view_installed(self.view, *since, holders, |h| ring.contains(h));
     }
 
     fn apply(&mut self, step: Step) {
@@ -180,11 +198,8 @@ impl World {
                     self.break_wire(h);
                 }
                 self.prepare_wanted.clear();
-                self.mirror = Mirror::new(SLOTS, 0);
-                let ring = self.ring.clone();
-                let predecessor = ring.last().copied();
-                let predecessor = predecessor.map(|p| (p, self.since()));
-                self.mirror.view_installed(self.view, predecessor, |h| ring.contains(h));
+                self.mirror = mirror(self.copies);
+                self.tell_view();
                 if self.version > 0 {
                     let changed = Stale::everything();
                     self.mirror.submitted(0, self.version, self.slot, 8, &changed, false);
@@ -215,7 +230,7 @@ impl World {
             match action {
                 Action::Prepare(h) => self.prepare_wanted.push(h),
                 Action::Post(post) => {
-                    let h = *self.mirror.holder_of(post.which).unwrap() as usize;
+                    let h = *self.mirror.holder_at(post.at) as usize;
                     let before = self.holders[h].newest();
                     self.holders[h].slots[post.to] = Content::Torn;
                     assert!(
@@ -229,11 +244,11 @@ impl World {
                     self.holders[h].wire.push_back((Some(self.work), write));
                     self.mirror.posted(&post, self.work);
                 }
-                Action::PostMark { which, view } => {
-                    let h = *self.mirror.holder_of(which).unwrap() as usize;
+                Action::PostMark { at, view } => {
+                    let h = *self.mirror.holder_at(at) as usize;
                     self.work += 1;
                     self.holders[h].wire.push_back((Some(self.work), Write::Mark(view)));
-                    self.mirror.mark_posted(which, view, self.work);
+                    self.mirror.mark_posted(at, view, self.work);
                 }
                 Action::Release { .. } | Action::Synced { .. } => {}
             }
@@ -246,17 +261,14 @@ impl World {
     }
 
     fn recover(&self) -> Decision<u8> {
-        choose(&self.runs, |&h| {
-            let holder = &self.holders[h as usize];
-            Some(Report { mark: holder.mark, version: holder.newest() })
-        })
+        choose(&self.runs, |&h| Answer::Present(self.holders[h as usize].report()))
     }
 
     /// I1, I3: if the owner died now, or after any more writes landed, nothing acknowledged is
     /// lost.
     fn check(&self) {
         let mut after = World {
-            mirror: Mirror::new(SLOTS, 0),
+            mirror: mirror(self.copies),
             holders: self.holders.clone(),
             runs: self.runs.clone(),
             ring: vec![],
@@ -281,9 +293,10 @@ proptest! {
 
     #[test]
     fn i1_i3_i5_i7_a_recovery_finds_every_acknowledged_version(
+        copies in 1usize..3,
         steps in prop::collection::vec(step(), 1..120)
     ) {
-        let mut world = World::new();
+        let mut world = World::with_copies(copies);
         world.drive();
         for step in steps {
             world.apply(step);
@@ -321,16 +334,14 @@ fn the_old_holder_acknowledges_until_the_new_one_is_complete() {
     world.drive();
     world.apply(Step::Submit);
     settle(&mut world);
-    assert_eq!(world.mirror.holder(), Some(&3));
+    assert_eq!(world.one(), 3);
     // Holder 3 stays a member, but 2 is the predecessor now: model it by ring order.
-    world.view += 1;
-    world.runs.push(Run { since: world.view, holder: 2 });
-    world.mirror.view_installed(world.view, Some((2, world.view)), |_| true);
+    world.install_with(vec![2]);
     world.apply(Step::Submit);
     world.apply(Step::Land(3));
     assert_eq!(world.acked, 2, "H3: the old holder goes on");
     settle(&mut world);
-    assert_eq!(world.mirror.holder(), Some(&2));
+    assert_eq!(world.one(), 2);
     world.apply(Step::Submit);
     settle(&mut world);
     assert_eq!(world.acked, 3);
@@ -359,9 +370,7 @@ fn after_a_posted_mark_no_older_mirror_acknowledges_even_if_the_ring_flaps_back(
     settle(&mut world);
     let first = world.acked;
     // 2 becomes the predecessor; its mark is posted but does not land.
-    world.view += 1;
-    world.runs.push(Run { since: world.view, holder: 2 });
-    world.mirror.view_installed(world.view, Some((2, world.view)), |_| true);
+    world.install_with(vec![2]);
     world.drive();
     world.apply(Step::Prepare);
     world.apply(Step::Land(2));
@@ -370,9 +379,7 @@ fn after_a_posted_mark_no_older_mirror_acknowledges_even_if_the_ring_flaps_back(
         "the mark is posted"
     );
     // The ring flaps back to 3.
-    world.view += 1;
-    world.runs.push(Run { since: world.view, holder: 3 });
-    world.mirror.view_installed(world.view, Some((3, world.view)), |_| true);
+    world.install_with(vec![3]);
     world.apply(Step::Submit);
     world.apply(Step::Land(3));
     assert_eq!(world.acked, first, "I7: below the floor nothing is acknowledged");
@@ -389,17 +396,15 @@ fn a_holder_that_is_the_predecessor_again_is_marked_for_its_new_time() {
     world.apply(Step::Submit);
     settle(&mut world);
     for predecessor in [2, 3] {
-        world.view += 1;
-        world.runs.push(Run { since: world.view, holder: predecessor });
-        world.mirror.view_installed(world.view, Some((predecessor, world.view)), |_| true);
+        world.install_with(vec![predecessor]);
         world.drive();
     }
     settle(&mut world);
-    let report = |h: &u8| {
-        let holder = &world.holders[*h as usize];
-        (*h != 2).then(|| Report { mark: holder.mark, version: holder.newest() })
+    let answer = |&h: &u8| match h {
+        2 => Answer::None,
+        _ => Answer::Present(world.holders[h as usize].report()),
     };
-    assert_eq!(choose(&world.runs, report), Decision::Exact { holder: 3, version: 1 });
+    assert_eq!(choose(&world.runs, answer), Decision::Exact { holder: 3, version: 1 });
     world.apply(Step::Submit);
     settle(&mut world);
     assert_eq!(world.acked, 2);
@@ -407,12 +412,12 @@ fn a_holder_that_is_the_predecessor_again_is_marked_for_its_new_time() {
 
 #[test]
 fn versions_that_nobody_waits_for_are_collected() {
-    let mut mirror = Mirror::new(2, 1_000);
-    mirror.view_installed(1, Some((1u8, 1)), |_| true);
+    let mut mirror = Mirror::new(Measures { copies: 1, slots: 2, pace_ns: 1_000 });
+    mirror.view_installed(1, 1, &[1u8], |_| true);
     assert_eq!(mirror.next(0), Some(Action::Prepare(1)));
     mirror.prepared(&1, 1, &[0, 0]);
-    assert_eq!(mirror.next(0), Some(Action::PostMark { which: Which::Next, view: 1 }));
-    mirror.mark_posted(Which::Next, 1, 1);
+    assert_eq!(mirror.next(0), Some(Action::PostMark { at: 0, view: 1 }));
+    mirror.mark_posted(0, 1, 1);
     mirror.completed(1, true);
     assert!(matches!(mirror.next(0), Some(Action::Synced { .. })));
     mirror.submitted(100, 1, 0, 8, &Stale::everything(), false);
@@ -424,8 +429,8 @@ fn versions_that_nobody_waits_for_are_collected() {
 
 #[test]
 fn the_owner_is_never_its_own_mirror() {
-    let mut mirror: Mirror<u8> = Mirror::new(2, 0);
-    mirror.view_installed(1, None, |&h| h == OWNER);
+    let mut mirror = mirror(1);
+    mirror.view_installed(1, 1, &[], |&h| h == OWNER);
     mirror.submitted(0, 1, 0, 8, &Stale::everything(), true);
     assert_eq!(mirror.next(0), None);
     assert_eq!(mirror.protection(), Protection::None);
@@ -440,7 +445,7 @@ fn a_version_whose_source_was_overwritten_is_not_acknowledged_and_its_slot_is_wr
     world.apply(Step::Submit);
     let (work, _) = world.holders[3].wire.pop_front().unwrap();
     world.holders[3].slots[1] = Content::Torn;
-    world.mirror.spoiled(work.unwrap());
+    world.mirror.spoiled(0, work.unwrap());
     assert_eq!(world.mirror.mirrored(), 1);
     world.drive();
     settle(&mut world);

@@ -12,7 +12,7 @@ use std::{rc::Rc, time::Duration};
 use tokio::time::timeout;
 
 use super::{
-    data_plane::{Command, Report},
+    data_plane::{Command, CopyReport, Report},
     node::{LONG_CALL_TIMEOUT, Node},
     rpc::Request,
     store::Held,
@@ -20,7 +20,6 @@ use super::{
 use crate::{
     handover::Condition,
     membership::{Event, Member, View},
-    mirror::Protection,
     name::Name,
     protocol::Failure,
 };
@@ -118,6 +117,6 @@ fn stays<'a>(view: &'a View, me: &crate::membership::NodeId) -> impl Iterator<It
 
 /// Whether the newest version is at this member, or there is none.
 fn is_mirrored_at(report: &Report, heir: &Member) -> bool {
-    let there = report.holder.as_ref() == Some(&heir.id);
-    there && report.protection == Protection::InSync
+    let there = |copy: &CopyReport| copy.holder == heir.id && copy.version == report.version;
+    report.copies.iter().any(|copy| copy.of_record && there(copy))
 }

@@ -8,6 +8,7 @@ use std::{fs::File, rc::Rc, time::Duration};
 
 use super::{
     failures::{internal, store_failure},
+    holders,
     node::{MirrorId, Node, Owned, blocking},
     rpc::{Copy, Standing},
     store::{Held, Meta, Owner},
@@ -49,8 +50,8 @@ impl Node {
         let Some(view) = self.view() else { return Vec::new() };
         let me = self.id();
         let left_over = |owner: &crate::membership::NodeId| {
-            view.predecessor(owner).is_none_or(|p| p.id != me)
-                && view.holders_of(owner).iter().all(|run| !run.holders.contains(&me))
+            !holders::is_predecessor(&view, &me, owner)
+                && holders::runs(&view, owner).iter().all(|run| !run.holders.contains(&me))
         };
         let mirrors = self.mirrors.borrow();
         mirrors.keys().filter(|(_, owner, _)| left_over(owner)).cloned().collect()
@@ -124,7 +125,7 @@ impl Node {
         let recovering = view.holders.iter().find(|h| {
             (h.owner.name == self.id().name || mine.successor.as_ref() == Some(&h.owner))
                 && !view.contains(&h.owner)
-                && h.runs.last().is_some_and(|run| run.holders.iter().any(|h| view.contains(h)))
+                && holders::caretaker(&view, &h.owner).is_some()
                 && !(mine.successor.is_none() && nothing_to_recover(h, &copies))
         });
         if newer_here || recovering.is_some() {

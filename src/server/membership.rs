@@ -202,6 +202,10 @@ impl Node {
         self.links.borrow_mut().clear();
         // The next life is what the flags of this start say.
         let before = self.me.borrow().clone();
+        if let Err(error) = self.lineage.borrow_mut().inherit(before.id.clone()) {
+            // Only a recovery that needs this very node's copies is the worse for it.
+            tracing::error!(%error, "noting a new life");
+        }
         let incarnation = new_incarnation().max(before.id.incarnation + 1);
         let me = member(&self.config, incarnation, before.address);
         for member in view.everybody() {

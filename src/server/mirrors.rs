@@ -35,7 +35,7 @@ impl Node {
                 let node = self.clone();
                 tokio::task::spawn_local(async move { node.need_mirror(name, holder).await });
             }
-            Notice::Synced { name, holder, view } => self.synced(name, holder, view),
+            Notice::Synced { name, holders, view } => self.synced(name, holders, view),
             Notice::Released { name, holder, confirmed } => {
                 tracing::debug!(checkpoint = %name, %holder, confirmed, "a mirror was let go");
             }
@@ -107,7 +107,7 @@ impl Node {
 
     fn no_mirror_yet(&self, (name, holder): &(Name, NodeId), failure: &Failure) {
         if failure.kind == FailureKind::NoSpace && !self.warned.replace(true) {
-            tracing::warn!(%holder, %failure, "the predecessor has no room for a mirror");
+            tracing::warn!(%holder, %failure, "a predecessor has no room for a mirror");
         } else {
             tracing::debug!(checkpoint = %name, %holder, %failure, "no mirror yet");
         }
@@ -146,23 +146,25 @@ impl Node {
         }
     }
 
-    /// This node's checkpoint has a complete mirror: copies that it replaces can go (rule H4).
-    fn synced(self: &Rc<Self>, name: Name, holder: NodeId, view: u64) {
+    /// This node's checkpoint has all its mirrors: copies that they replace can go (rule H4).
+    fn synced(self: &Rc<Self>, name: Name, holders: Vec<NodeId>, view: u64) {
         let (identity, epoch) = {
             let owned = self.owned.borrow();
             let Some(owned) = owned.get(&name) else { return };
             (owned.meta.identity, owned.meta.epoch)
         };
         let confirm =
-            Request::Confirm { name: name.clone(), identity, epoch, holder: holder.clone() };
-        tracing::info!(checkpoint = %name, %holder, view, "mirrored");
+            Request::Confirm { name: name.clone(), identity, epoch, holders: holders.clone() };
+        for holder in &holders {
+            tracing::info!(checkpoint = %name, %holder, view, "mirrored");
+        }
         for member in self.others() {
             self.cast(&member, confirm.clone());
         }
         let (node, me) = (self.clone(), self.id());
         let of = name.clone();
         tokio::task::spawn_local(async move {
-            node.confirmed(me, of, identity, epoch, holder).await;
+            node.confirmed(me, of, identity, epoch, holders).await;
         });
         self.synced_views.borrow_mut().insert(name, view);
         self.confirm_sync();
@@ -305,14 +307,14 @@ impl Node {
         owns_newer || holds_newer
     }
 
-    /// A newer mirror is complete somewhere: copies that it replaces are let go.
+    /// Newer mirrors are complete elsewhere: copies that they replace are let go.
     pub(super) async fn confirmed(
         &self,
         from: NodeId,
         name: Name,
         identity: crate::region::Identity,
         epoch: u64,
-        holder: NodeId,
+        holders: Vec<NodeId>,
     ) {
         let _lock = self.lock(&name).await;
         let replaced: Vec<MirrorId> = {
@@ -323,7 +325,7 @@ impl Node {
                     && (m.meta.epoch < epoch
                         || (m.meta.epoch == epoch
                             && *owner == from
-                            && (holder != self.id() || m.meta.identity != identity)))
+                            && (!holders.contains(&self.id()) || m.meta.identity != identity)))
             });
             old.map(|(id, _)| id.clone()).collect()
         };

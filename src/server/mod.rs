@@ -8,8 +8,10 @@
 pub mod data_plane;
 mod failures;
 mod fetch;
+mod holders;
 mod leave;
 mod leftovers;
+mod lineage;
 mod links;
 mod local;
 mod membership;
@@ -52,6 +54,7 @@ use tokio::{
 pub use self::negotiation::Policy;
 use self::{
     data_plane::{DataPlane, Waiting},
+    lineage::Lineage,
     membership::{FORMER_STATE_FILE, STATE_FILE, Shell},
     negotiation::Negotiation,
     node::{Mirror, Node, Owned, Parts},
@@ -210,8 +213,13 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     fs::write(dir.join("address"), address.to_string())
         .map_err(system("writing the address file"))?;
 
+    let mut lineage = Lineage::open(dir, boot);
+    let former = durable.as_ref().map(|durable| durable.me.id.clone());
     let start = Start::new(&config, durable, address)?;
     let me = start.machine.me().clone();
+    if let Some(former) = former.filter(|f| !start.resumed && f.name == me.id.name) {
+        lineage.inherit(former).map_err(system("noting a new life"))?;
+    }
     let (data_plane, notices) = DataPlane::start(me.id.clone(), transports, config.waiting)
         .map_err(system("starting the data plane"))?;
     let cluster = Rc::new(Cell::new(0));
@@ -237,6 +245,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         store,
         membership,
         cluster,
+        lineage,
     });
     node.load(start.resumed).await?;
 

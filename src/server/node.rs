@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard, oneshot};
 use super::{
     data_plane::{DataPlane, Stopped},
     failures::store_failure,
+    lineage::Lineage,
     membership::Shell,
     negotiation::Negotiation,
     peers::Peers,
@@ -115,6 +116,8 @@ pub(super) struct Node {
     /// Owners that left, all of whose checkpoints this node found homes for, be it that those have
     /// no second copy yet.
     pub(super) rehomed: RefCell<std::collections::HashSet<NodeId>>,
+    /// Former lives of this node whose mirrors it still has.
+    pub(super) lineage: RefCell<Lineage>,
     pub(super) memory_bytes: Cell<u64>,
     pub(super) warned: Cell<bool>,
     /// Counts the lives of this node in this process: an operation that began in one must not put
@@ -148,12 +151,22 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) membership: Shell,
     pub(super) cluster: Rc<Cell<u64>>,
+    pub(super) lineage: Lineage,
 }
 
 impl Node {
     pub(super) fn new(parts: Parts) -> Rc<Self> {
-        let Parts { config, me, data_plane, negotiation, peers, store, membership, cluster } =
-            parts;
+        let Parts {
+            config,
+            me,
+            data_plane,
+            negotiation,
+            peers,
+            store,
+            membership,
+            cluster,
+            lineage,
+        } = parts;
         Rc::new_cyclic(|this| Self {
             config,
             me: RefCell::new(me),
@@ -174,6 +187,7 @@ impl Node {
             grants: RefCell::default(),
             recovering: RefCell::default(),
             rehomed: RefCell::default(),
+            lineage: RefCell::new(lineage),
             memory_bytes: Cell::new(0),
             warned: Cell::new(false),
             life: Cell::new(0),

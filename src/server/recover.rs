@@ -1,25 +1,46 @@
 //! After a view change: fence those who left, and find new homes for their checkpoints.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
 use super::{
     data_plane::{Command, Committed},
     failures::internal,
+    holders,
     node::{LONG_CALL_TIMEOUT, MirrorId, Node, Owned, blocking},
     rpc::{Copy, FencedCopy, Reply, Request, Standing},
     store::{Held, Meta},
 };
 use crate::{
     handover::Condition,
-    membership::{Event, NodeId, View},
+    membership::{Event, Member, NodeId, View},
     mirror::Protection,
     name::Name,
     protocol::{Failure, FailureKind, Role},
-    recovery::{Decision, Report, Run, choose},
+    recovery::{Answer, Decision, Report, Run, choose},
 };
 
 /// Between two tries to recover what could not be recovered.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// What a holder of an owner's mirrors has, said after it was fenced.
+struct Fenced {
+    /// Who says so: the holder itself, or a later life of it.
+    by: Member,
+    copies: Vec<FencedCopy>,
+}
+
+impl Fenced {
+    fn answer(&self, holder: &NodeId, name: &Name) -> Answer {
+        let copy = self.copies.iter().find(|copy| copy.name == *name);
+        let (mark, version) = copy.map_or((None, 0), |copy| (copy.mark, copy.version));
+        let report = Report { mark, version };
+        if self.by.id == *holder { Answer::Present(report) } else { Answer::Former(report) }
+    }
+}
 
 impl Node {
     /// What a new view asks of this node.
@@ -27,14 +48,11 @@ impl Node {
         let Some(view) = self.view() else { return };
         let me = self.id();
         for gone in view.holders.iter().filter(|h| !view.contains(&h.owner)) {
-            if gone.runs.iter().any(|run| run.holders.contains(&me)) {
-                // F1: whatever is recovered later, this owner writes here no more.
-                if let Err(failure) = self.fence_quickly(&gone.owner).await {
-                    tracing::error!(%failure, owner = %gone.owner, "fencing");
-                }
+            // F1: whatever is recovered later, this owner writes here no more.
+            if let Err(failure) = self.fence_quickly(&gone.owner).await {
+                tracing::error!(%failure, owner = %gone.owner, "fencing");
             }
-            // The newest holder of its mirror looks after what it left behind.
-            if gone.runs.last().is_some_and(|run| run.holders.first() == Some(&me))
+            if holders::caretaker(&view, &gone.owner) == Some(&me)
                 && self.recovering.borrow_mut().insert(gone.owner.clone())
             {
                 tokio::task::spawn_local(self.clone().recover_owner(gone.owner.clone()));
@@ -64,7 +82,8 @@ impl Node {
     /// when all of them have two copies again.
     async fn recover_owner(self: Rc<Self>, owner: NodeId) {
         while let Some(view) = self.view() {
-            if view.contains(&owner) || view.holders_of(&owner).is_empty() || self.stopping.get() {
+            let mine = holders::caretaker(&view, &owner) == Some(&self.id());
+            if view.contains(&owner) || !mine || self.stopping.get() {
                 break;
             }
             match self.try_recover(&owner, &view).await {
@@ -83,80 +102,98 @@ impl Node {
 
     /// True when nothing is left to do.
     async fn try_recover(self: &Rc<Self>, owner: &NodeId, view: &View) -> Result<bool, Failure> {
-        let me = self.id();
-        let runs: Vec<Run<NodeId>> = view
-            .holders_of(owner)
-            .iter()
-            .map(|run| Run { since: run.since, holder: run.holders[0].clone() })
-            .collect();
-        let mut reports: BTreeMap<NodeId, Vec<FencedCopy>> = BTreeMap::new();
-        for run in &runs {
-            if reports.contains_key(&run.holder) {
-                continue;
-            }
-            let copies = if run.holder == me {
-                self.fence(owner).await
-            } else if let Some(member) = view.ring.iter().find(|m| m.id == run.holder) {
-                let request = Request::Fence { owner: owner.clone(), view: view.number };
-                match self.call(member, request, LONG_CALL_TIMEOUT).await {
-                    Ok(Reply::Fenced(copies)) => Ok(copies),
-                    Ok(_) => Err(internal(&"an answer to something else")),
-                    Err(failure) => Err(failure),
-                }
-            } else {
-                continue; // gone: cannot be asked
-            };
-            if let Ok(copies) = copies {
-                reports.insert(run.holder.clone(), copies);
-            }
-        }
-        let mut names: Vec<&Name> = reports.values().flatten().map(|c| &c.name).collect();
+        let runs = holders::runs(view, owner);
+        let fenced = self.fence_holders(owner, view, &runs).await;
+        let mut names: Vec<&Name> =
+            fenced.values().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
         names.dedup();
         let mut done = true;
-        let mut asked: Vec<_> = runs.iter().map(|run| &run.holder).collect();
-        asked.sort_unstable();
-        asked.dedup();
-        let holders = asked.len();
         for name in names {
             let decision = choose(&runs, |holder| {
-                let copies = reports.get(holder)?;
-                let copy = copies.iter().find(|c| c.name == *name);
-                let (mark, version) = copy.map_or((None, 0), |c| (c.mark, c.version));
-                Some(Report { mark, version })
+                fenced.get(holder).map_or(Answer::None, |f| f.answer(holder, name))
             });
-            done &= match decision {
-                Decision::Exact { holder, .. } if holder == me => {
-                    self.adopt(owner, name).await?;
-                    true
-                }
+            match decision {
                 Decision::Exact { holder, .. } => {
-                    let member = view.ring.iter().find(|m| m.id == holder).cloned();
-                    let member = member.ok_or_else(|| internal(&"the holder left"))?;
-                    let request = Request::Adopt { owner: owner.clone(), name: name.clone() };
-                    self.call(&member, request, LONG_CALL_TIMEOUT).await?;
-                    true
+                    let by = fenced.get(&holder).map(|f| f.by.clone());
+                    let by = by.ok_or_else(|| internal(&"the holder left"))?;
+                    self.adopt_at(&by, owner, name).await?;
                 }
-                Decision::Unavailable { holder } => {
-                    tracing::warn!(checkpoint = %name, %holder, "its newest mirror cannot be asked");
-                    false
+                Decision::Unavailable { holders } => {
+                    let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
+                    let holders = holders.join(", ");
+                    tracing::warn!(checkpoint = %name, holders, "its newest mirrors cannot be asked");
+                    done = false;
                 }
                 // Nobody was ever told that it is mirrored.
-                Decision::Nothing if reports.len() == holders => {
-                    self.drop_unsynced(owner, name).await;
-                    true
-                }
-                Decision::Nothing => false,
-            };
+                Decision::Nothing => self.drop_unsynced(owner, name).await,
+            }
         }
-        // An older holder that is gone may have had what no newer one was synced with.
-        let all_asked = runs.iter().all(|run| reports.contains_key(&run.holder));
-        let rehomed = done && (all_asked || runs.len() == 1);
+        // Runs of which nobody can tell may have had checkpoints that nobody else has.
+        let nobody = |run: &Run<NodeId>| {
+            !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
+        };
+        let rehomed = done && !runs.iter().any(nobody);
         if rehomed {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
         }
         Ok(rehomed && self.all_protected().await?)
+    }
+
+    /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
+    /// A holder that came back as another life is asked for what it has of the former one.
+    async fn fence_holders(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        view: &View,
+        runs: &[Run<NodeId>],
+    ) -> BTreeMap<NodeId, Fenced> {
+        let holders: BTreeSet<&NodeId> = runs.iter().flat_map(|run| &run.holders).collect();
+        let mut fenced = BTreeMap::new();
+        for holder in holders {
+            let lives = view.ring.iter().filter(|m| m.id.name == holder.name);
+            let Some(member) = lives.max_by_key(|m| m.id == *holder) else { continue };
+            let copies = if member.id == self.id() {
+                if !self.has_memory_of(holder) {
+                    continue;
+                }
+                self.fence(owner).await
+            } else {
+                let (owner, holder) = (owner.clone(), holder.clone());
+                let request = Request::Fence { owner, holder, view: view.number };
+                match self.call(member, request, LONG_CALL_TIMEOUT).await {
+                    Ok(Reply::Fenced(copies)) => Ok(copies),
+                    Ok(_) => Err(internal(&"an answer to something else")),
+                    Err(failure) => Err(failure),
+                }
+            };
+            match copies {
+                Ok(copies) => {
+                    fenced.insert(holder.clone(), Fenced { by: member.clone(), copies });
+                }
+                Err(failure) => tracing::debug!(%owner, %holder, %failure, "not fenced yet"),
+            }
+        }
+        fenced
+    }
+
+    /// Whether this node is that life, or has its memory.
+    pub(super) fn has_memory_of(&self, life: &NodeId) -> bool {
+        *life == self.id() || self.lineage.borrow().includes(life)
+    }
+
+    async fn adopt_at(
+        self: &Rc<Self>,
+        member: &Member,
+        owner: &NodeId,
+        name: &Name,
+    ) -> Result<(), Failure> {
+        if member.id == self.id() {
+            return self.adopt(owner, name).await;
+        }
+        let request = Request::Adopt { owner: owner.clone(), name: name.clone() };
+        self.call(member, request, LONG_CALL_TIMEOUT).await.map(drop)
     }
 
     /// A mirror that was being made when its owner died has nothing that anybody counts on.
@@ -258,7 +295,8 @@ impl Node {
             len: found.record.len,
         });
         let own_name = name.clone();
-        let own = |reply| Command::Own { name: own_name, region, epoch, newest, reply };
+        let copies = usize::from(self.config.mirrors);
+        let own = |reply| Command::Own { name: own_name, region, epoch, copies, newest, reply };
         let memory = self.data_plane.ask(own).await?;
         owned.memory = Some(memory.map_err(|e| internal(&e))?);
         if self.life.get() == life {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use super::{
-    data_plane::{Command, Report},
+    data_plane::Command,
     failures::{no_such, permission},
     node::{CALL_TIMEOUT, LONG_CALL_TIMEOUT, MirrorId, Node, blocking},
     rpc::{PeerMessage, Reply, Request, Standing},
@@ -43,12 +43,16 @@ impl Node {
         match body {
             Request::Link { kind, offer } => self.accept_link(peer, kind, offer).await,
             Request::Prepare(wanted) => self.prepare(peer, wanted).await,
-            Request::Confirm { name, identity, epoch, holder } => {
-                self.confirmed(peer, name, identity, epoch, holder).await;
+            Request::Confirm { name, identity, epoch, holders } => {
+                self.confirmed(peer, name, identity, epoch, holders).await;
                 Ok(Reply::Done)
             }
             Request::Locate { name } => Ok(Reply::Located(self.located(&name))),
-            Request::Fence { owner, view } => {
+            Request::Fence { owner, holder, view } => {
+                if !self.has_memory_of(&holder) {
+                    let why = format!("this node has not what {holder} had");
+                    return Err(Failure::new(FailureKind::Unavailable, why));
+                }
                 if self.view().is_none_or(|v| v.number < view || v.contains(&owner)) {
                     let why = "this node has not installed the view without that owner yet";
                     return Err(Failure::new(FailureKind::Unavailable, why));
@@ -179,8 +183,8 @@ impl Node {
                 owner: node.clone(),
                 version: report.version,
                 bytes: report.len,
-                mirror: report.holder.as_ref().map(|h| h.name.clone()),
-                state: copy_state(&report),
+                mirror: report.slowest().map(|copy| copy.holder.name.clone()),
+                state: copy_state(report.protection),
                 name: report.name,
             })
             .collect();
@@ -310,8 +314,8 @@ async fn verified(name: Name, node: Name, role: Role, region: Region) -> Verifie
     .await
 }
 
-pub(super) fn copy_state(report: &Report) -> CopyState {
-    match report.protection {
+pub(super) fn copy_state(protection: Protection) -> CopyState {
+    match protection {
         Protection::InSync => CopyState::InSync,
         Protection::Lagging => CopyState::Lagging,
         Protection::Syncing => CopyState::Syncing,

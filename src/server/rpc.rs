@@ -54,7 +54,7 @@ pub enum Request {
     },
     /// Hold a mirror of this checkpoint, which I own.
     Prepare(Prepare),
-    /// The mirror of this checkpoint at `holder` is complete: older copies are superseded.
+    /// The mirrors of this checkpoint at `holders` are complete: older copies are superseded.
     Confirm {
         /// The checkpoint.
         name: Name,
@@ -62,8 +62,8 @@ pub enum Request {
         identity: Identity,
         /// Ownership epoch.
         epoch: u64,
-        /// Who has the mirror.
-        holder: NodeId,
+        /// Who has them.
+        holders: Vec<NodeId>,
     },
     /// What do you have of this checkpoint?
     Locate {
@@ -74,6 +74,8 @@ pub enum Request {
     Fence {
         /// The owner that left the ring.
         owner: NodeId,
+        /// Which life of yours held its mirrors: the present one, or one whose memory you have.
+        holder: NodeId,
         /// The view without it.
         view: u64,
     },

@@ -17,7 +17,7 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, OFlags, flock};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use twox_hash::XxHash3_64;
 
 /// Largest state in bytes.
@@ -30,7 +30,7 @@ const HEADER_BYTES: usize = 48;
 const CHECKED_BYTES: usize = 40;
 
 /// Which run of the machine: a state of another one is worth nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootId([u8; 16]);
 
 impl BootId {

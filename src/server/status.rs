@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    data_plane::{Command, LinkReport, Report},
+    data_plane::{Command, CopyReport, LinkReport, Report},
     node::{Link, Node},
     requests::copy_state,
     store::Held,
@@ -68,12 +68,15 @@ impl Node {
                 bytes: report.len,
                 attached: report.attached,
                 epoch: meta.epoch,
-                mirror: report.holder.as_ref().map(|holder| MirrorOf {
-                    node: holder.name.clone(),
+                mirror: report.slowest().map(|slowest| MirrorOf {
                     version: report.mirrored,
-                    state: copy_state(report),
-                    transport: report.transport,
+                    state: copy_state(report.protection),
+                    ..mirror_of(slowest)
                 }),
+                mirrors: match self.me.borrow().mirrors {
+                    0 | 1 => Vec::new(),
+                    _ => report.copies.iter().map(mirror_of).collect(),
+                },
                 syncing: syncing(report, predecessor),
             })
             .collect()
@@ -105,7 +108,8 @@ impl Node {
         let mut links: BTreeMap<(Name, Direction), LinkStatus> = BTreeMap::new();
         for report in reports {
             let waits = report.protection == Protection::Syncing;
-            let wanted = report.holder.iter().chain(report.copies.iter().map(|c| &c.holder));
+            let wanted = report.copies.iter().map(|copy| &copy.holder);
+            let wanted = wanted.chain(report.under_way.iter().map(|copy| &copy.holder));
             for peer in wanted.chain(predecessor.filter(|_| waits)) {
                 let connecting =
                     matches!(self.links.borrow().get(peer), Some(Link::Connecting { .. }));
@@ -124,6 +128,15 @@ impl Node {
     }
 }
 
+fn mirror_of(copy: &CopyReport) -> MirrorOf {
+    MirrorOf {
+        node: copy.holder.name.clone(),
+        version: copy.version,
+        state: copy_state(copy.state),
+        transport: copy.transport,
+    }
+}
+
 fn insert(
     links: &mut BTreeMap<(Name, Direction), LinkStatus>,
     peer: &NodeId,
@@ -138,7 +151,7 @@ fn insert(
 /// The copies under way; before its first byte was sent, the one that is to be made.
 fn syncing(report: &Report, predecessor: Option<&NodeId>) -> Vec<SyncStatus> {
     let under_way: Vec<SyncStatus> = report
-        .copies
+        .under_way
         .iter()
         .map(|copy| SyncStatus {
             node: copy.holder.name.clone(),

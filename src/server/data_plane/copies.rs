@@ -1,6 +1,6 @@
 //! Copies of one checkpoint that are being made, and how far each is: for people who wait for them.
 
-use super::CopyReport;
+use super::Progress;
 use crate::{
     membership::NodeId,
     transport::{ConnId, WorkId},
@@ -48,12 +48,12 @@ impl Copies {
     }
 
     /// `taken` says how far a work request is.
-    pub(super) fn report(&self, taken: impl Fn(ConnId, WorkId) -> u64) -> Vec<CopyReport> {
+    pub(super) fn report(&self, taken: impl Fn(ConnId, WorkId) -> u64) -> Vec<Progress> {
         let report = |copying: &Copying| {
             let (sent, posted) = copying
                 .under_way
                 .map_or((0, 0), |(work, bytes)| (taken(copying.conn, work).min(bytes), bytes));
-            CopyReport {
+            Progress {
                 holder: copying.holder.clone(),
                 sent_bytes: copying.done_bytes + sent,
                 bytes: copying.done_bytes + posted,

@@ -22,7 +22,7 @@ use crate::{
     commit::{SEGMENTS_PER_VERSION_MAX, segments},
     handover::{Condition, Violation},
     membership::{NodeId, View},
-    mirror::{Action, Post, Which},
+    mirror::{Action, Post},
     name::Name,
     region::{
         Mark,
@@ -286,9 +286,9 @@ impl Engine {
                     let notice = Notice::Released { name: name.clone(), holder, confirmed };
                     self.channels.tell(notice);
                 }
-                Some(Action::Synced { holder, view }) => {
-                    owned.copies.ended(&holder);
-                    let notice = Notice::Synced { name: name.clone(), holder, view };
+                Some(Action::Synced { holders, view }) => {
+                    holders.iter().for_each(|holder| owned.copies.ended(holder));
+                    let notice = Notice::Synced { name: name.clone(), holders, view };
                     self.channels.tell(notice);
                 }
                 Some(Action::Post(post)) => {
@@ -297,8 +297,8 @@ impl Engine {
                         return;
                     }
                 }
-                Some(Action::PostMark { which, view }) => {
-                    if !self.post_mark(index, which, view) {
+                Some(Action::PostMark { at, view }) => {
+                    if !self.post_mark(index, at, view) {
                         self.set_timer(index, now_ns + self.waiting.pace.as_nanos() as u64);
                         return;
                     }
@@ -313,8 +313,9 @@ impl Engine {
     /// Posts the newest version to a holder. False when it has to wait.
     fn post_version(&mut self, index: usize, post: Post) -> bool {
         let Some(owned) = self.owned[index].as_mut() else { return false };
-        let Some((holder, key)) = owned.key_for(&post) else { return false };
-        let Some(conn) = self.links.up(&holder) else {
+        let holder = owned.mirror.holder_at(post.at).clone();
+        let key = owned.keys.get(&holder).copied();
+        let (Some(conn), Some(key)) = (self.links.up(&holder), key) else {
             owned.mirror.lost(&holder);
             return true;
         };
@@ -363,9 +364,9 @@ impl Engine {
     }
 
     /// Posts the sync mark, from this region's own header page. False when it has to wait.
-    fn post_mark(&mut self, index: usize, which: Which, view: u64) -> bool {
+    fn post_mark(&mut self, index: usize, at: usize, view: u64) -> bool {
         let Some(owned) = self.owned[index].as_mut() else { return false };
-        let Some(holder) = owned.mirror.holder_of(which).cloned() else { return false };
+        let holder = owned.mirror.holder_at(at).clone();
         let key = owned.keys.get(&holder).copied();
         let (Some(conn), Some(key)) = (self.links.up(&holder), key) else {
             owned.mirror.lost(&holder);
@@ -385,7 +386,7 @@ impl Engine {
         });
         match posted {
             Ok(()) => {
-                owned.mirror.mark_posted(which, view, work.id.0);
+                owned.mirror.mark_posted(at, view, work.id.0);
                 owned.outstanding += 1;
                 true
             }
@@ -473,8 +474,7 @@ impl Engine {
             owned.mirror.version_of(work.0).is_some_and(|v| v != owned.region.commit_word(slot))
         });
         if result.is_ok() && overwritten {
-            owned.mirror.spoiled(work.0);
-            owned.mirror.not_posted(now_ns);
+            owned.mirror.spoiled(now_ns, work.0);
         } else if owned.mirror.completed(work.0, result.is_ok()) {
             owned.tell_mirrored();
         }

@@ -128,11 +128,12 @@ pub enum Command {
         segments: Vec<Segment>,
         reply: Reply<Result<(), ReadError>>,
     },
-    /// This node owns a checkpoint from now on.
+    /// This node owns a checkpoint from now on, and keeps so many copies of it on other nodes.
     Own {
         name: Name,
         region: Region,
         epoch: u64,
+        copies: usize,
         newest: Option<Committed>,
         reply: Reply<Result<MemoryId, MemoryError>>,
     },
@@ -186,8 +187,8 @@ pub enum LinkEnd {
 pub enum Notice {
     /// This holder should prepare a mirror of this checkpoint.
     NeedMirror { name: Name, holder: NodeId },
-    /// The mirror at this holder is complete and marked for this view.
-    Synced { name: Name, holder: NodeId, view: u64 },
+    /// The mirrors at these holders are complete and marked for this view.
+    Synced { name: Name, holders: Vec<NodeId>, view: u64 },
     /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
     Released { name: Name, holder: NodeId, confirmed: bool },
     /// The connection that this node opened towards this peer ended.
@@ -209,21 +210,19 @@ pub struct Report {
     pub len: u64,
     /// All versions up to this one are mirrored.
     pub mirrored: Version,
-    /// The holder whose completions count.
-    pub holder: Option<NodeId>,
-    /// How that one is reached at present.
-    pub transport: Option<Kind>,
+    /// Its copies, the nearest first.
+    pub copies: Vec<CopyReport>,
     /// How well it is protected.
     pub protection: Protection,
     /// A client is attached.
     pub attached: bool,
-    /// Copies that are being made.
-    pub copies: Vec<CopyReport>,
+    /// How far those are that are being made.
+    pub under_way: Vec<Progress>,
 }
 
 /// How far a copy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CopyReport {
+pub struct Progress {
     /// Who gets it.
     pub holder: NodeId,
     /// Bytes on their way or there.
@@ -243,6 +242,28 @@ pub struct LinkReport {
     pub kind: Option<Kind>,
     /// It can be used.
     pub up: bool,
+}
+
+impl Report {
+    /// The copy of record that is furthest behind.
+    pub fn slowest(&self) -> Option<&CopyReport> {
+        self.copies.iter().filter(|c| c.of_record).min_by_key(|c| (c.state, c.version))
+    }
+}
+
+/// One copy of an owned checkpoint, as reported.
+#[derive(Debug, Clone)]
+pub struct CopyReport {
+    /// Who has it.
+    pub holder: NodeId,
+    /// The newest version that is complete there.
+    pub version: Version,
+    /// How the holder is reached at present.
+    pub transport: Option<Kind>,
+    /// Its completions count.
+    pub of_record: bool,
+    /// How it is, looked at alone.
+    pub state: Protection,
 }
 
 /// How the thread waits.

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::{Attachment, Committed, Report, copies::Copies, ring};
+use super::{Attachment, Committed, CopyReport, Report, copies::Copies, ring};
 use crate::{
     commit::Stale,
     handover::{Condition, Consumer, Submission, Violation},
     membership::NodeId,
-    mirror::{Mirror, Post, Protection, Which},
+    mirror::{Measures, Mirror, Post, Protection},
     name::Name,
     region::Region,
     transport::{ConnId, Kind, MemoryId, RemoteKey, WorkId},
@@ -76,9 +76,10 @@ impl Owned {
         region: Region,
         memory: MemoryId,
         epoch: u64,
+        copies: usize,
         pace_ns: u64,
     ) -> Self {
-        let mirror = Mirror::new(region.layout().slots(), pace_ns);
+        let mirror = Mirror::new(Measures { copies, slots: region.layout().slots(), pace_ns });
         Self {
             name,
             region,
@@ -178,11 +179,6 @@ impl Owned {
         }
     }
 
-    pub(super) fn key_for(&self, post: &Post) -> Option<(NodeId, RemoteKey)> {
-        let holder = self.mirror.holder_of(post.which)?;
-        Some((holder.clone(), *self.keys.get(holder)?))
-    }
-
     /// The newest committed version.
     pub(super) fn newest(&self) -> Option<Committed> {
         let found = self.region.newest_by_record()?;
@@ -192,7 +188,9 @@ impl Owned {
 
     /// Whether a post makes a holder's copy, and is not a commit that a complete one follows.
     pub(super) fn makes_copy(&self, post: &Post) -> bool {
-        post.which == Which::Next || self.mirror.protection() == Protection::Syncing
+        let holder = self.mirror.holder_at(post.at);
+        let mut others = self.mirror.copies().filter(|copy| !copy.of_record);
+        self.mirror.protection() == Protection::Syncing || others.any(|c| c.holder == holder)
     }
 
     pub(super) fn report(
@@ -206,11 +204,20 @@ impl Owned {
             version: newest.map_or(0, |n| n.version),
             len: newest.map_or(0, |n| n.len),
             mirrored: self.mirror.mirrored(),
-            holder: self.mirror.holder().cloned(),
-            transport: self.mirror.holder().and_then(reached_by),
+            copies: self
+                .mirror
+                .copies()
+                .map(|copy| CopyReport {
+                    holder: copy.holder.clone(),
+                    version: copy.version,
+                    transport: reached_by(copy.holder),
+                    of_record: copy.of_record,
+                    state: copy.state,
+                })
+                .collect(),
             protection: self.mirror.protection(),
             attached: self.attachment.is_some(),
-            copies: self.copies.report(taken),
+            under_way: self.copies.report(taken),
         }
     }
 }

@@ -8,10 +8,13 @@ use crate::{
     membership::{NodeId, View},
     name::Name,
     region::Region,
-    server::data_plane::{
-        Attachment, Command, Committed, LinkReport, Pinned, ReadError, Reply,
-        owned::{MirrorWork, Owned},
-        sleep::drain,
+    server::{
+        data_plane::{
+            Attachment, Command, Committed, LinkReport, Pinned, ReadError, Reply,
+            owned::{MirrorWork, Owned},
+            sleep::drain,
+        },
+        holders,
     },
     transport::{
         MemoryError, MemoryId, PostError, Purpose, RemoteKey, Segment, Stamp, Work, WorkId,
@@ -82,8 +85,8 @@ impl Engine {
             Command::Read { peer, memory, key, stamp, segments, reply } => {
                 self.read(peer, memory, key, stamp, &segments, reply);
             }
-            Command::Own { name, region, epoch, newest, reply } => {
-                let _ = reply.send(self.own(name, region, epoch, newest, now_ns));
+            Command::Own { name, region, epoch, copies, newest, reply } => {
+                let _ = reply.send(self.own(name, region, epoch, copies, newest, now_ns));
             }
             Command::Attach { name, attachment, reply } => {
                 let _ = reply.send(self.attach(&name, attachment));
@@ -159,14 +162,8 @@ impl Engine {
 
     fn tell_view(&mut self, index: usize) {
         if let (Some(owned), Some(view)) = (&mut self.owned[index], &self.view) {
-            let predecessor = view.predecessor(&self.me).map(|m| {
-                let run = view
-                    .holders_of(&self.me)
-                    .last()
-                    .filter(|run| run.holders.first() == Some(&m.id));
-                (m.id.clone(), run.map_or(view.number, |run| run.since))
-            });
-            owned.mirror.view_installed(view.number, predecessor, |h| view.contains(h));
+            let (since, predecessors) = holders::predecessors(view, &self.me);
+            owned.mirror.view_installed(view.number, since, &predecessors, |h| view.contains(h));
         }
     }
 
@@ -175,6 +172,7 @@ impl Engine {
         name: Name,
         region: Region,
         epoch: u64,
+        copies: usize,
         newest: Option<Committed>,
         now_ns: u64,
     ) -> Result<MemoryId, MemoryError> {
@@ -188,7 +186,7 @@ impl Engine {
         };
         let memory = self.transport.register(region.mapping().clone(), Purpose::Post)?;
         let pace_ns = self.waiting.pace.as_nanos() as u64;
-        let mut owned = Owned::new(name.clone(), region, memory, epoch, pace_ns);
+        let mut owned = Owned::new(name.clone(), region, memory, epoch, copies, pace_ns);
         if let Some(newest) = newest {
             owned.found(now_ns, newest);
         }
