@@ -176,6 +176,7 @@ impl Node {
         super::metrics::evicted();
         self.view.replace(None);
         self.life.set(self.life.get() + 1);
+        self.synced_views.borrow_mut().clear();
         self.links.borrow_mut().clear();
         let mut me = self.me.borrow().clone();
         if let Err(error) = self.lineage.borrow_mut().inherit(me.id.clone()) {
