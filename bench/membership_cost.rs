@@ -110,6 +110,8 @@ fn contested(size: usize, apart_ms: u64) -> f64 {
     second.count() as f64 * 100.0 / RUNS as f64
 }
 
+/// Makes one change in a ring of this size.
+type Change = fn(usize) -> Cost;
 type Curve = (&'static str, Vec<(f64, f64)>);
 
 fn draw(file: &str, title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<(), Box<dyn Error>> {
@@ -142,7 +144,7 @@ fn draw(file: &str, title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let kinds: [(&str, fn(usize) -> Cost); 3] =
+    let kinds: [(&str, Change); 3] =
         [("removal", removal), ("join", join), ("leave, both steps", leave)];
     println!("| change | members | messages | bytes | first asked, ms | all have the view, ms |");
     println!("| --- | --- | --- | --- | --- | --- |");

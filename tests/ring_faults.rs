@@ -7,6 +7,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use common::{
     Ring, bytes_of, get, in_sync, members, name, owned, payload, poll,
+    servers::Server,
     writer::{self, Writer},
 };
 use ringkeep::{
@@ -14,6 +15,7 @@ use ringkeep::{
     client::CommitError,
     protocol::{FailureKind, RingState},
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 const SEED: u64 = 0x5eed;
 
@@ -123,6 +125,46 @@ fn a_dead_nodes_checkpoint_is_recovered_on_either_of_the_others() {
             assert!(bytes == payload::state(SEED, version));
         }
     }
+}
+
+/// The holder stands still for so long that the ring goes on without it, and comes back as another
+/// member. Its owner is lost before anybody else could hold the copy.
+#[test]
+fn a_holder_evicted_by_mistake_gives_back_what_it_had() {
+    let mut a = Server::new("a", &["--listen", "127.0.0.1:0"]);
+    a.start();
+    let address = a.address();
+    let join = ["--listen", "127.0.0.1:0", "--join", &address];
+    let mut without_room = Server::new("b", &[&join[..], &["--memory", "2MiB"]].concat());
+    without_room.start();
+    a.wait("b", |status| members(status, 2));
+    let mut holder = Server::new("c", &join);
+    holder.start();
+    let status = a.wait("c", |status| members(status, 3));
+    assert_eq!(status.predecessor, Some(name("c")));
+    let options = Options::capacity(4 << 20).timeout(common::LIMIT);
+    let mut state = a.client().open("state", options.clone()).unwrap();
+    state.save(b"only c has it", Durability::Mirrored).unwrap();
+
+    signal(&holder, Signal::STOP);
+    a.wait("the eviction", |status| members(status, 2));
+    a.kill_9();
+    fs::remove_dir_all(&a.dir).unwrap();
+    signal(&holder, Signal::CONT);
+
+    without_room.wait("c in another life", |status| {
+        members(status, 2) && status.predecessor == Some(name("c"))
+    });
+    let state = poll("the recovery", || {
+        holder.client().open("state", options.clone()).map_err(|e| e.to_string())
+    });
+    let saved = state.latest().unwrap().expect("a version");
+    assert_eq!((saved.version(), saved.bytes()), (1, &b"only c has it"[..]));
+}
+
+fn signal(server: &Server, signal: Signal) {
+    let pid = Pid::from_raw(server.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
 #[test]

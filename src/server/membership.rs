@@ -199,6 +199,7 @@ impl Node {
         super::metrics::evicted();
         self.view.replace(None);
         self.life.set(self.life.get() + 1);
+        self.synced_views.borrow_mut().clear();
         self.links.borrow_mut().clear();
         // The next life is what the flags of this start say.
         let before = self.me.borrow().clone();

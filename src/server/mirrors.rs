@@ -153,8 +153,13 @@ impl Node {
             let Some(owned) = owned.get(&name) else { return };
             (owned.meta.identity, owned.meta.epoch)
         };
-        let confirm =
-            Request::Confirm { name: name.clone(), identity, epoch, holders: holders.clone() };
+        let confirm = Request::Confirm {
+            name: name.clone(),
+            identity,
+            epoch,
+            holders: holders.clone(),
+            view,
+        };
         for holder in &holders {
             tracing::info!(checkpoint = %name, %holder, view, "mirrored");
         }
@@ -164,7 +169,7 @@ impl Node {
         let (node, me) = (self.clone(), self.id());
         let of = name.clone();
         tokio::task::spawn_local(async move {
-            node.confirmed(me, of, identity, epoch, holders).await;
+            node.confirmed(me, of, identity, epoch, holders, view).await;
         });
         self.synced_views.borrow_mut().insert(name, view);
         self.confirm_sync();
@@ -315,17 +320,21 @@ impl Node {
         identity: crate::region::Identity,
         epoch: u64,
         holders: Vec<NodeId>,
+        view: u64,
     ) {
         let _lock = self.lock(&name).await;
         let replaced: Vec<MirrorId> = {
             let mirrors = self.mirrors.borrow();
+            // This news may be older than the copy: then it is not what replaces it.
+            let older = |m: &Mirror| m.region.mark().ok().is_none_or(|mark| mark.view < view);
+            let elsewhere = !holders.contains(&self.id());
             let old = mirrors.iter().filter(|((n, owner, _), m)| {
                 n == &name
                     && m.meta.identity.checkpoint == identity.checkpoint
                     && (m.meta.epoch < epoch
                         || (m.meta.epoch == epoch
                             && *owner == from
-                            && (!holders.contains(&self.id()) || m.meta.identity != identity)))
+                            && ((elsewhere && older(m)) || m.meta.identity != identity)))
             });
             old.map(|(id, _)| id.clone()).collect()
         };

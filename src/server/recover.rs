@@ -17,7 +17,6 @@ use super::{
 use crate::{
     handover::Condition,
     membership::{Event, Member, NodeId, View},
-    mirror::Protection,
     name::Name,
     protocol::{Failure, FailureKind, Role},
     recovery::{Answer, Decision, Report, Run, choose},
@@ -79,16 +78,17 @@ impl Node {
     }
 
     /// Finds a home for each checkpoint of an owner that left the ring, and tells the membership
-    /// when all of them have two copies again.
+    /// when all of them have all their copies again.
     async fn recover_owner(self: Rc<Self>, owner: NodeId) {
+        let mut adopted = BTreeMap::new();
         while let Some(view) = self.view() {
             let mine = holders::caretaker(&view, &owner) == Some(&self.id());
             if view.contains(&owner) || !mine || self.stopping.get() {
                 break;
             }
-            match self.try_recover(&owner, &view).await {
+            match self.try_recover(&owner, &view, &mut adopted).await {
                 Ok(true) => {
-                    tracing::info!(%owner, "all its checkpoints have two copies again");
+                    tracing::info!(%owner, "all its checkpoints have all their copies again");
                     self.membership_event(Event::OwnerSettled { owner: owner.clone() });
                     break;
                 }
@@ -100,8 +100,13 @@ impl Node {
         self.recovering.borrow_mut().remove(&owner);
     }
 
-    /// True when nothing is left to do.
-    async fn try_recover(self: &Rc<Self>, owner: &NodeId, view: &View) -> Result<bool, Failure> {
+    /// True when nothing is left to do. `adopted` is what was found so far and by whom.
+    async fn try_recover(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        view: &View,
+        adopted: &mut BTreeMap<Name, Member>,
+    ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
         let mut names: Vec<&Name> =
@@ -116,8 +121,7 @@ impl Node {
             match decision {
                 Decision::Exact { holder, .. } => {
                     let by = fenced.get(&holder).map(|f| f.by.clone());
-                    let by = by.ok_or_else(|| internal(&"the holder left"))?;
-                    self.adopt_at(&by, owner, name).await?;
+                    adopted.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
                 }
                 Decision::Unavailable { holders } => {
                     let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
@@ -129,6 +133,12 @@ impl Node {
                 Decision::Nothing => self.drop_unsynced(owner, name).await,
             }
         }
+        // Whoever adopted one and was lost since is recovered as its owner.
+        adopted.retain(|_, member| view.contains(&member.id));
+        let mut protected = true;
+        for (name, member) in adopted.iter() {
+            protected &= self.adopt_at(member, owner, name).await?;
+        }
         // Runs of which nobody can tell may have had checkpoints that nobody else has.
         let nobody = |run: &Run<NodeId>| {
             !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
@@ -138,7 +148,7 @@ impl Node {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
         }
-        Ok(rehomed && self.all_protected().await?)
+        Ok(rehomed && protected)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
@@ -183,17 +193,21 @@ impl Node {
         *life == self.id() || self.lineage.borrow().includes(life)
     }
 
+    /// As [`Node::adopt`], wherever the mirror is.
     async fn adopt_at(
         self: &Rc<Self>,
         member: &Member,
         owner: &NodeId,
         name: &Name,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         if member.id == self.id() {
             return self.adopt(owner, name).await;
         }
         let request = Request::Adopt { owner: owner.clone(), name: name.clone() };
-        self.call(member, request, LONG_CALL_TIMEOUT).await.map(drop)
+        match self.call(member, request, LONG_CALL_TIMEOUT).await? {
+            Reply::Adopted { protected } => Ok(protected),
+            _ => Err(internal(&"an answer to something else")),
+        }
     }
 
     /// A mirror that was being made when its owner died has nothing that anybody counts on.
@@ -205,19 +219,26 @@ impl Node {
         }
     }
 
-    /// This node's mirror of a dead owner's checkpoint becomes the checkpoint.
-    pub(super) async fn adopt(self: &Rc<Self>, owner: &NodeId, name: &Name) -> Result<(), Failure> {
+    /// This node's mirror of a dead owner's checkpoint becomes the checkpoint. True when it, or
+    /// whatever took its place since, has all its copies.
+    pub(super) async fn adopt(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        name: &Name,
+    ) -> Result<bool, Failure> {
         let life = self.life.get();
         let _lock = self.lock(name).await;
-        let Some(id) = self.best_mirror(owner, name) else { return Ok(()) }; // adopted already
+        let Some(id) = self.best_mirror(owner, name) else {
+            return Ok(self.is_protected(name)); // adopted already
+        };
         let mine = {
             let mirrors = self.mirrors.borrow();
             let mirror = mirrors.get(&id).ok_or_else(|| internal(&"the mirror is gone"))?;
             mirror.meta.clone()
         };
-        if self.taken_over_already(name, &mine).await? {
-            tracing::info!(checkpoint = %name, from = %owner, "its owner had given it up already");
-            return Ok(());
+        if let Some(successor) = self.taken_over_already(name, &mine).await? {
+            tracing::debug!(checkpoint = %name, from = %owner, "somebody else has it already");
+            return Ok(successor.synced);
         }
         // An own older copy that was superseded once gives way.
         self.drop_owned(name).await;
@@ -248,29 +269,40 @@ impl Node {
         self.serve(adopted, life).await?;
         // Only now: a mirror that could not be served is still one that a later try finds.
         self.mirrors.borrow_mut().remove(&id);
-        Ok(())
+        Ok(false)
     }
 
-    /// Whether somebody owns a later epoch of this mirror's checkpoint. An error while somebody is
-    /// making one.
+    /// Whether a checkpoint that is this node's has all its copies, or is this node's no more.
+    fn is_protected(&self, name: &Name) -> bool {
+        let owned = self.owned.borrow();
+        let mine = owned.get(name).is_some_and(|o| o.meta.held != Held::Superseded);
+        !mine || self.synced_views.borrow().contains_key(name)
+    }
+
+    /// Who has a later epoch of this mirror's checkpoint: its owner, else a synced mirror, whose
+    /// owner is being recovered from it. An error while it is not clear who will.
     async fn taken_over_already(
         self: &Rc<Self>,
         name: &Name,
         mine: &Meta,
-    ) -> Result<bool, Failure> {
-        let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
-        let copies = self.locate(name).await?;
-        let here = self.located(name);
-        for copy in copies.iter().map(|(_, copy)| copy).chain(&here) {
-            if copy.standing == Standing::Creating {
-                let why = format!("{name} is on its way to another node");
-                return Err(Failure::new(FailureKind::Unavailable, why));
-            }
-            if same(copy) && matches!(copy.standing, Standing::Owns(_)) && copy.epoch > mine.epoch {
-                return Ok(true);
-            }
+    ) -> Result<Option<Copy>, Failure> {
+        let mut later: Vec<Copy> = self.locate(name).await?.into_iter().map(|(_, c)| c).collect();
+        later.extend(self.located(name));
+        let wait = |why: &str| Err(Failure::new(FailureKind::Unavailable, format!("{name} {why}")));
+        if later.iter().any(|c| c.standing == Standing::Creating) {
+            return wait("is on its way to another node");
         }
-        Ok(false)
+        let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
+        later.retain(|c| same(c) && c.epoch > mine.epoch && c.standing != Standing::Superseded);
+        let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
+        if let Some(at) = later.iter().position(owns) {
+            return Ok(Some(later.swap_remove(at)));
+        }
+        match later.iter().position(|c| c.synced) {
+            Some(at) => Ok(Some(Copy { synced: false, ..later.swap_remove(at) })),
+            None if later.is_empty() => Ok(None),
+            None => wait("was taken over by a node that is lost, too"),
+        }
     }
 
     /// The mirror of this owner's checkpoint that was synced last: a name has several while it
@@ -312,12 +344,6 @@ impl Node {
         kept.map_err(|e| internal(&e))?;
         let why = "this node was evicted meanwhile; try again";
         Err(Failure::new(FailureKind::Unavailable, why))
-    }
-
-    /// True when every checkpoint that this node owns has its second copy.
-    pub(super) async fn all_protected(&self) -> Result<bool, Failure> {
-        let reports = self.data_plane.ask(|reply| Command::Report { reply }).await?;
-        Ok(reports.iter().all(|r| matches!(r.protection, Protection::InSync | Protection::Lagging)))
     }
 
     /// Waits until something changed, at most so long.
@@ -370,7 +396,7 @@ impl Node {
                 identity: owned.meta.identity,
                 epoch: owned.meta.epoch,
                 version: newest(&owned.region),
-                synced: false,
+                synced: self.synced_views.borrow().contains_key(name),
             });
         }
         if self.creating.borrow().contains(name) {

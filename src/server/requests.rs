@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use super::{
     data_plane::Command,
     failures::{no_such, permission},
+    holders,
     node::{CALL_TIMEOUT, LONG_CALL_TIMEOUT, MirrorId, Node, blocking},
     rpc::{PeerMessage, Reply, Request, Standing},
     store::{Held, Owner},
@@ -43,8 +44,8 @@ impl Node {
         match body {
             Request::Link { kind, offer } => self.accept_link(peer, kind, offer).await,
             Request::Prepare(wanted) => self.prepare(peer, wanted).await,
-            Request::Confirm { name, identity, epoch, holders } => {
-                self.confirmed(peer, name, identity, epoch, holders).await;
+            Request::Confirm { name, identity, epoch, holders, view } => {
+                self.confirmed(peer, name, identity, epoch, holders, view).await;
                 Ok(Reply::Done)
             }
             Request::Locate { name } => Ok(Reply::Located(self.located(&name))),
@@ -61,9 +62,9 @@ impl Node {
             }
             Request::Adopt { owner, name } => {
                 self.fence(&owner).await?;
-                self.adopt(&owner, &name).await.map(|()| Reply::Done)
+                self.adopt(&owner, &name).await.map(|protected| Reply::Adopted { protected })
             }
-            Request::Inherit { name } => self.adopt(&peer, &name).await.map(|()| Reply::Done),
+            Request::Inherit { name } => self.adopt(&peer, &name).await.map(|_| Reply::Done),
             Request::TakeOver { name, force, caller } => {
                 self.give_up(peer, name, force, caller).await
             }
@@ -241,7 +242,7 @@ impl Node {
             if let Some(pinned) = pinned {
                 self.data_plane.send(Command::Unpin { name: n.clone(), pinned })?;
             }
-            copies.extend(self.verify_elsewhere(&n).await);
+            self.verify_elsewhere(&n, &mut copies).await;
         }
         let held: Vec<Name> = {
             let mirrors = self.mirrors.borrow();
@@ -267,13 +268,14 @@ impl Node {
         }
     }
 
-    async fn verify_elsewhere(&self, name: &Name) -> Option<VerifiedCopy> {
-        let view = self.view()?;
-        let holder = view.predecessor(&self.id())?;
-        let request = Request::Verify { name: name.clone() };
-        match self.call(holder, request, LONG_CALL_TIMEOUT).await {
-            Ok(Reply::Verified(copy)) => copy,
-            _ => None,
+    async fn verify_elsewhere(&self, name: &Name, copies: &mut Vec<VerifiedCopy>) {
+        let Some(view) = self.view() else { return };
+        let (_, predecessors) = holders::predecessors(&view, &self.id());
+        for holder in predecessors.iter().filter_map(|id| view.member(id)) {
+            let request = Request::Verify { name: name.clone() };
+            if let Ok(Reply::Verified(copy)) = self.call(holder, request, LONG_CALL_TIMEOUT).await {
+                copies.extend(copy);
+            }
         }
     }
 

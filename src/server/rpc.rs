@@ -64,6 +64,8 @@ pub enum Request {
         epoch: u64,
         /// Who has them.
         holders: Vec<NodeId>,
+        /// The view for which they were synced.
+        view: u64,
     },
     /// What do you have of this checkpoint?
     Locate {
@@ -177,6 +179,11 @@ pub enum Reply {
     },
     /// What a node has of a checkpoint.
     Located(Vec<Copy>),
+    /// The checkpoint has an owner again.
+    Adopted {
+        /// That one has all its copies.
+        protected: bool,
+    },
     /// What a fenced holder has of an owner's checkpoints.
     Fenced(Vec<FencedCopy>),
     /// The right to read a version.
@@ -213,7 +220,7 @@ pub struct Copy {
     pub epoch: u64,
     /// The newest version by its record.
     pub version: Version,
-    /// Its owner synced it: of a mirror only.
+    /// A mirror: its owner synced it. An owned one: all its mirrors are synced.
     pub synced: bool,
 }
 

@@ -1,0 +1,187 @@
+//! Every history of a mirror, in small: the real `Mirror` and the real `recovery::choose`, in a
+//! world where writes land late, in part or never, nodes crash, are evicted by mistake and come
+//! back, and each hears of the views in its own time. What was checked, and how far, is in
+//! `docs/model.md`.
+//!
+//! `RINGKEEP_MODEL=large cargo test --release --test model_mirror` goes further.
+
+#[path = "model_mirror/history.rs"]
+mod history;
+#[path = "model_mirror/model.rs"]
+mod model;
+#[path = "model_mirror/owner.rs"]
+mod owner;
+#[path = "model_mirror/recoveries.rs"]
+mod recoveries;
+#[path = "model_mirror/world.rs"]
+mod world;
+
+use std::{collections::BTreeSet, time::Instant};
+
+use model::{I1, I3, I5, I7, MirrorModel};
+use stateright::{Checker, Expectation, HasDiscoveries, Model};
+
+/// What may happen, and how often.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Versions that the service commits.
+    versions: u8,
+    /// Nodes that lose their memory.
+    crashes: u8,
+    /// Connections that break at once, and not because the other end is gone.
+    breaks: u8,
+    /// Starts of the owner's server.
+    restarts: u8,
+    /// Writes whose source is overwritten meanwhile.
+    spoils: u8,
+    /// From each state, look whether a good end is possible.
+    good_ends: bool,
+}
+
+const LIMITS: Limits =
+    Limits { versions: 1, crashes: 1, breaks: 1, restarts: 0, spoils: 0, good_ends: false };
+
+/// A rule that is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mutant {
+    /// A holder that says what it has goes on accepting writes.
+    NoFence,
+    /// A recovery asks the newest holder and takes what it has.
+    NewestHolderOnly,
+    /// A holder that was evicted erases what it has.
+    WipedAtEviction,
+    /// The old holder goes on acknowledging while the new one is brought up to date.
+    NoQuiesce,
+    /// A posted mark raises the floor only when it is known to have landed.
+    FloorRaisedLate,
+    /// Holders outside the ring acknowledge.
+    AnyoneAcknowledges,
+    /// The slot follows from the version's number.
+    ParitySlots,
+    /// One of the holders is enough.
+    AcknowledgedByPart,
+    /// The new holders count as soon as their marks are posted.
+    SwitchBeforeAllMarks,
+    /// A life that lost its memory speaks for the one before.
+    FormerHasNothing,
+}
+
+/// Explores everything that can happen, and demands all properties.
+fn check(copies: usize, views: &'static str, limits: Limits) {
+    let begun = Instant::now();
+    let model = MirrorModel::new(copies, views, limits, None);
+    let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    println!(
+        "K={copies} {views:18} {limits:?}: {} states ({} generated), depth {}, {} of the owner, {:.0?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        checker.model().owners.len(),
+        begun.elapsed(),
+    );
+    for property in checker.model().properties() {
+        let found = checker.discovery(property.name);
+        match property.expectation {
+            Expectation::Sometimes => assert!(found.is_some(), "never: {}", property.name),
+            _ => assert!(found.is_none(), "not so: {}\n{found:?}", property.name),
+        }
+    }
+}
+
+/// As [`check`], but the expected property must fail.
+fn caught(mutant: Mutant, copies: usize, views: &'static str, limits: Limits, by: &'static str) {
+    let model = MirrorModel::new(copies, views, limits, Some(mutant));
+    let expected = HasDiscoveries::AnyOf(BTreeSet::from([by]));
+    let checker = model.checker().finish_when(expected).spawn_bfs().join();
+    let path = checker.discovery(by).unwrap_or_else(|| panic!("{mutant:?} is not caught"));
+    let steps = path.into_actions().len();
+    let states = checker.unique_state_count();
+    println!("{mutant:?}, K={copies} {views}: caught in {steps} steps, {states} states: {by}");
+}
+
+fn is_large() -> bool {
+    std::env::var_os("RINGKEEP_MODEL").is_some_and(|size| size == "large")
+}
+
+// One copy.
+
+#[test]
+fn a_holder_is_evicted_and_its_later_life_is_asked() {
+    let limits = Limits { restarts: 1, spoils: 1, good_ends: true, ..LIMITS };
+    check(1, "b !b", Limits { versions: 2, ..limits });
+    check(1, "ba a !ba", limits);
+}
+
+#[test]
+fn somebody_is_the_predecessor_for_a_moment() {
+    check(1, "b cb b !b", Limits { good_ends: true, ..LIMITS });
+}
+
+#[test]
+fn a_holder_is_evicted_and_comes_back() {
+    check(1, "ba a ba !ba", LIMITS);
+}
+
+#[test]
+fn a_holder_leaves() {
+    check(1, "ba Ba a !a", Limits { good_ends: true, ..LIMITS });
+}
+
+// Two copies.
+
+#[test]
+fn two_copies_in_a_ring_that_becomes_too_small() {
+    check(2, "ba b !b", Limits { versions: 2, crashes: 2, good_ends: true, ..LIMITS });
+}
+
+#[test]
+fn two_copies_and_one_holder_comes_back() {
+    check(2, "ba a ba !ba", LIMITS);
+}
+
+#[test]
+fn two_copies_and_a_holder_leaves() {
+    check(2, "ba Ba a !a", Limits { crashes: 2, good_ends: true, ..LIMITS });
+}
+
+#[test]
+fn two_copies_and_one_holder_is_replaced() {
+    check(2, "ba ca !ca", Limits { crashes: 2, breaks: 0, ..LIMITS });
+}
+
+#[test]
+fn everything_that_takes_longer() {
+    if !is_large() {
+        return;
+    }
+    for views in ["ba a !ba", "b cb b !b", "ba a ba !ba", "ba Ba a !a", "ba b ba !ba"] {
+        check(1, views, Limits { versions: 2, restarts: 1, spoils: 1, good_ends: true, ..LIMITS });
+    }
+    check(1, "ba cba ba !ba", Limits { good_ends: true, ..LIMITS });
+    check(1, "b cb b cb !cb", LIMITS);
+    for views in ["ba b !b", "ba a ba !ba", "ba ca !ca", "ba cba !ba", "ba Cba a !a", "cba ba !cba"]
+    {
+        check(2, views, Limits { crashes: 2, good_ends: true, ..LIMITS });
+    }
+    check(2, "ba cba ba !ba", Limits { breaks: 0, ..LIMITS });
+    check(2, "cba Cba ba !ba", Limits { breaks: 0, ..LIMITS });
+    check(3, "cba ba !cba", Limits { crashes: 3, breaks: 0, ..LIMITS });
+}
+
+// That the checker finds what is wrong.
+
+#[test]
+fn every_mutant_is_caught() {
+    let limits = LIMITS;
+    caught(Mutant::NoFence, 1, "ba a !a", limits, I3);
+    caught(Mutant::NoFence, 2, "ba b !b", limits, I3);
+    caught(Mutant::NewestHolderOnly, 1, "ba a !a", limits, I3);
+    caught(Mutant::WipedAtEviction, 1, "ba a !a", limits, I1);
+    caught(Mutant::NoQuiesce, 1, "b cb !cb", limits, I3);
+    caught(Mutant::FloorRaisedLate, 1, "b cb !cb", limits, I3);
+    caught(Mutant::AnyoneAcknowledges, 1, "ba a !a", limits, I7);
+    caught(Mutant::ParitySlots, 1, "ba a ba !ba", Limits { versions: 2, ..limits }, I5);
+    caught(Mutant::AcknowledgedByPart, 2, "ba b !b", limits, I3);
+    caught(Mutant::SwitchBeforeAllMarks, 2, "ba b !b", limits, I3);
+    caught(Mutant::FormerHasNothing, 1, "ba a !ba", limits, I3);
+}

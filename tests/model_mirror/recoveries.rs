@@ -1,0 +1,125 @@
+//! What any recovery could hand out: the real [`choose`], with whoever of the holders is reached.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ringkeep::recovery::{Answer, Decision, Report, Run, choose};
+
+use crate::{
+    Mutant,
+    history::{Holder, NODES},
+    model::MirrorModel,
+    world::{NONE, State},
+};
+
+/// What a node can say: its life, since which life it has its memory, its mark, its newest version.
+type Said = Option<(u8, u8, u8, u8)>;
+type Question = (u8, [Said; NODES]);
+
+/// Which versions could be handed out was worked out before.
+#[derive(Default)]
+pub(crate) struct Recoveries {
+    oldest: RwLock<HashMap<Question, u8>>,
+    used_former: AtomicBool,
+}
+
+impl Recoveries {
+    /// Whether the copy of a former life was the one to take.
+    pub(crate) fn used_a_former_life(&self) -> bool {
+        self.used_former.load(Ordering::Relaxed)
+    }
+}
+
+impl MirrorModel {
+    /// Once a node has fenced the owner, a recovery may ask it, at any time. Notes the oldest
+    /// version that one could hand out that reaches some of these nodes and not others.
+    pub(crate) fn note_recoveries(&self, state: &mut State) {
+        let said = self.said(state);
+        if said.iter().all(Option::is_none) {
+            return;
+        }
+        let question = (state.confirmed, said);
+        let known =
+            self.recoveries.oldest.read().expect("no checker panicked").get(&question).copied();
+        let oldest = known.unwrap_or_else(|| {
+            let oldest = self.oldest_for(&question);
+            self.recoveries.oldest.write().expect("no checker panicked").insert(question, oldest);
+            oldest
+        });
+        state.recovered = state.recovered.min(oldest);
+    }
+
+    /// What each node that has fenced the owner can say. Fenced once, its copy does not change.
+    pub(crate) fn said(&self, state: &State) -> [Said; NODES] {
+        std::array::from_fn(|n| {
+            let node = &state.nodes[n];
+            let fenced = self.is_member(state, n as u8) && !self.history.view(node.view).owner;
+            fenced.then(|| (node.life, node.memory_since, node.mark, node.newest()))
+        })
+    }
+
+    fn oldest_for(&self, &(confirmed, said): &Question) -> u8 {
+        let history = &self.history;
+        let mut oldest = NONE;
+        for reached in 1..1u8 << NODES {
+            let nobody_else = |n: &usize| reached >> n & 1 == 0;
+            if (0..NODES).filter(|n| !nobody_else(n)).any(|n| said[n].is_none()) {
+                continue;
+            }
+            let heard = std::array::from_fn(|n| said[n].filter(|_| !nobody_else(&n)));
+            // The confirmation shortens the list if it was heard.
+            for runs in [&history.runs[..], history.runs_since(confirmed)] {
+                oldest = match self.decide(runs, &heard) {
+                    Decision::Exact { holder, version } => {
+                        if heard[holder.node()].is_some_and(|(life, ..)| life != holder.life()) {
+                            self.recoveries.used_former.store(true, Ordering::Relaxed);
+                        }
+                        oldest.min(version as u8)
+                    }
+                    Decision::Nothing => 0,
+                    Decision::Unavailable { .. } => oldest,
+                };
+            }
+        }
+        oldest
+    }
+
+    /// What a recovery that hears this decides.
+    pub(crate) fn decide(&self, runs: &[Run<Holder>], heard: &[Said; NODES]) -> Decision<Holder> {
+        let answer = |holder: &Holder| {
+            let Some((life, memory_since, mark, version)) = heard[holder.node()] else {
+                return Answer::None;
+            };
+            let mark = (mark > 0).then_some(mark.into());
+            let report = Report { mark, version: version.into() };
+            if life == holder.life() {
+                Answer::Present(report)
+            } else if self.mutant == Some(Mutant::FormerHasNothing) {
+                let empty = Report { mark: None, version: 0 };
+                Answer::Present(if memory_since <= holder.life() { report } else { empty })
+            } else if memory_since <= holder.life() {
+                Answer::Former(report)
+            } else {
+                Answer::None
+            }
+        };
+        if self.mutant == Some(Mutant::NewestHolderOnly) {
+            let newest = runs.last().into_iter().flat_map(|run| &run.holders);
+            let mut reports = newest.map(|h| (h, answer(h)));
+            return reports
+                .find_map(|(h, a)| match a {
+                    Answer::Present(r) | Answer::Former(r) => {
+                        Some(Decision::Exact { holder: *h, version: r.version })
+                    }
+                    Answer::None => None,
+                })
+                .unwrap_or(Decision::Unavailable { holders: Vec::new() });
+        }
+        choose(runs, answer)
+    }
+}
