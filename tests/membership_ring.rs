@@ -215,13 +215,13 @@ fn a_node_that_leaves_is_let_go_once_it_has_handed_over() {
         assert_eq!((view.number, view.ring.len(), view.leaving.len()), (4, 3, 1), "not yet");
         assert!(view.ring.iter().all(|m| view.predecessor(&m.id).unwrap().id != view.leaving[0]));
         net.event(leaver, Event::HandedOver);
-        assert!(net.run_until(100, |net| net.nodes[leaver].left));
+        assert!(net.run_until(500, |net| net.nodes[leaver].left), "the ring knows it");
         assert!(net.run_until(100, Net::is_whole));
         assert_eq!(count(&net, "prepare"), 0);
     }
     let mut net = Net::ring(13, &["a", "b"]);
     net.leave("b");
-    assert!(net.run_until(100, |net| net.nodes["b"].left && net.is_whole()));
+    assert!(net.run_until(500, |net| net.nodes["b"].left && net.is_whole()));
     net.join("c");
     assert!(net.run_until(100, Net::is_whole), "one node decides alone");
 }

@@ -32,6 +32,8 @@ pub struct OwnerHolders {
     pub owner: NodeId,
     /// Oldest first.
     pub runs: Vec<HoldingRun>,
+    /// The first view without it; 0 while it is a member.
+    pub left: u64,
 }
 
 /// What a proposer has heard about mirrors. It only shortens the list, so members may differ in it.
@@ -115,9 +117,15 @@ pub(super) fn holders_after(view: &View, next: &View) -> Vec<OwnerHolders> {
         let current = list.iter().rposition(|run| run.since <= *view).unwrap_or(0);
         list.drain(..current);
     }
+    let left: BTreeMap<&NodeId, u64> = view.holders.iter().map(|h| (&h.owner, h.left)).collect();
     let kept = |(owner, mut runs): (&NodeId, Vec<HoldingRun>)| {
         runs.drain(..runs.len().saturating_sub(RUNS_MAX));
-        OwnerHolders { owner: owner.clone(), runs }
+        let left = match left.get(owner) {
+            _ if next.contains(owner) => 0,
+            Some(&left) if left > 0 => left,
+            _ => next.number,
+        };
+        OwnerHolders { owner: owner.clone(), runs, left }
     };
     runs.into_iter().map(kept).collect()
 }

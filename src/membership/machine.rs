@@ -1,6 +1,10 @@
 //! One node's part in the membership: what it is told, what it says.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use super::{
     Beat, Body, Change, Config, Confirmation, Durable, JoinRefusal, Member, Message, NodeId, Peer,
@@ -9,6 +13,7 @@ use super::{
     detector::{Detector, Finding},
     holders::SyncFacts,
     instance::Instance,
+    quorum::majority,
     requests::{Contacts, Requests},
     rounds::Schedule,
 };
@@ -19,6 +24,8 @@ const BEATS_PER_OUTSIDE_BEAT: u64 = 4;
 const FACTS_PER_BEAT_MAX: usize = 64;
 /// Most peers whose last answer is remembered for limiting the rate.
 const ANSWERED_MAX: usize = 1024;
+/// Waiting for an answer to a farewell doubles so many times.
+const FAREWELL_DOUBLINGS_MAX: u32 = 5;
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -88,7 +95,7 @@ pub enum Output {
         /// Why.
         reason: JoinRefusal,
     },
-    /// The node asked to leave and is out; the machine is finished.
+    /// The node asked to leave and is out, and the ring knows it; the machine is finished.
     Left,
 }
 
@@ -116,8 +123,21 @@ pub(super) enum Phase {
     Member,
     /// Evicted, but still a voter: answers, and leaves the initiative to the ring.
     Outside,
+    /// Has no part in its newest view. It may be the only one that knows that view: until a majority
+    /// of the voters has it, the decision would be lost with this node.
+    Departing,
     /// Has no part in anything any more.
     Finished,
+}
+
+/// What a node knows and does while it is on its way out.
+#[derive(Debug, Default)]
+struct Farewell {
+    /// Who showed to have the view without this node, or a later one.
+    known: BTreeSet<NodeId>,
+    attempts: u32,
+    /// When it tells the others again.
+    at: Time,
 }
 
 /// One node's membership state machine. See the [module](super) for what it does; the shell calls
@@ -140,6 +160,7 @@ pub struct Membership {
     pub(super) leaving: bool,
     /// Nothing that this node has is counted on any more.
     pub(super) handed_over: bool,
+    farewell: Farewell,
     /// When the neighbours hear from this node next.
     beat_at: Time,
     beats: u64,
@@ -165,6 +186,7 @@ impl Membership {
             contacts,
             leaving: false,
             handed_over: false,
+            farewell: Farewell::default(),
             beat_at: now,
             beats: 0,
             answered: BTreeMap::new(),
@@ -252,6 +274,7 @@ impl Membership {
                 self.drive(now, out);
             }
             Phase::Outside => self.drive(now, out),
+            Phase::Departing => self.say_farewell(now, out),
             Phase::Finished => {}
         }
     }
@@ -269,6 +292,7 @@ impl Membership {
                 timers.into_iter().chain(self.schedule.deadlines()).flatten().min()
             }
             Phase::Outside => self.schedule.deadlines().into_iter().flatten().min(),
+            Phase::Departing => Some(self.farewell.at),
             Phase::Finished => None,
         }
     }
@@ -312,7 +336,17 @@ impl Membership {
 
     fn received(&mut self, now: Time, from: Peer, message: Message, out: &mut Vec<Output>) {
         let Message { cluster, view: number, to, body } = message;
-        if from.id == self.me.id || to.is_some_and(|to| to != self.me.id) {
+        if from.id == self.me.id {
+            return;
+        }
+        if to.is_some_and(|to| to != self.me.id) {
+            // Meant for an earlier life: somebody did not hear for long what became of the ring.
+            let newer = self.view.clone().filter(|view| view.number > number && number > 0);
+            if let Some(view) = newer.filter(|view| view.cluster == cluster)
+                && self.may_answer(&from.id, now)
+            {
+                self.send(&from, Body::Install(view), out);
+            }
             return;
         }
         let body = match body {
@@ -330,6 +364,9 @@ impl Membership {
             body => body,
         };
         let Some(view) = self.view.clone() else { return };
+        if self.phase == Phase::Departing && number >= view.number {
+            self.farewell.known.insert(from.id.clone());
+        }
         let is_join = matches!(body, Body::Join { .. });
         if cluster != view.cluster && !(is_join && cluster == 0) {
             if let Body::Join { member, .. } = &body {
@@ -344,9 +381,19 @@ impl Membership {
             self.send(&from, Body::Heartbeat(Beat::default()), out);
         }
         if number < view.number && self.may_answer(&from.id, now) {
-            self.send(&from, Body::Install(view.clone()), out);
+            // Whoever has the view before makes this one of it.
+            let one_behind = number + 1 == view.number && number > 0;
+            self.send(
+                &from,
+                match one_behind {
+                    true => Body::Decided(Arc::new(view.change.clone())),
+                    false => Body::Install(view.clone()),
+                },
+                out,
+            );
         }
         match body {
+            _ if self.phase == Phase::Departing => {}
             Body::Join { member, forwarded } => self.asked_to_join(now, member, forwarded, out),
             Body::Leave { member, step, forwarded } => {
                 self.asked_to_depart(now, &from, member, step, forwarded, out);
@@ -394,11 +441,9 @@ impl Membership {
         self.enter(view.clone(), now);
         self.persist(out);
         match (before, self.phase) {
-            (Phase::Outside, _) => {}
-            _ if self.leaving && !view.admits(&self.me.id) => {
-                self.phase = Phase::Finished;
-                out.push(Output::Left);
-            }
+            (Phase::Outside | Phase::Departing, _) => {}
+            // See `say_farewell`.
+            _ if self.leaving && !view.admits(&self.me.id) => self.phase = Phase::Departing,
             _ => self.announce(out),
         }
     }
@@ -416,8 +461,9 @@ impl Membership {
         self.phase = match self.phase {
             Phase::Joining | Phase::Member if view.admits(me) => Phase::Member,
             _ if view.is_voter(me) => Phase::Outside,
-            _ => Phase::Finished,
+            _ => Phase::Departing,
         };
+        self.farewell = Farewell { at: now + self.config.retry_after, ..Farewell::default() };
         self.cluster = view.cluster;
         let former = self.instance.take();
         let vote = former.as_ref().and_then(|instance| instance.votes().cast.vote.as_ref());
@@ -441,6 +487,34 @@ impl Membership {
         }
         for joiner in next.everybody().filter(|m| before.member(&m.id).is_none()) {
             self.send(&joiner.into(), Body::Install(next.clone()), out);
+        }
+    }
+
+    /// Sees to it that a majority of the voters has the view in which this node has no part.
+    fn say_farewell(&mut self, now: Time, out: &mut Vec<Output>) {
+        let Some(view) = self.view.clone() else { return };
+        let known = |voter: &&Member| self.farewell.known.contains(&voter.id);
+        if view.voters.iter().filter(known).count() >= majority(view.voters.len()) {
+            self.phase = Phase::Finished;
+            if self.leaving {
+                out.push(Output::Left);
+            }
+            return;
+        }
+        if self.farewell.at > now {
+            return;
+        }
+        let waits =
+            self.config.retry_after * (1 << self.farewell.attempts.min(FAREWELL_DOUBLINGS_MAX));
+        (self.farewell.at, self.farewell.attempts) = (now + waits, self.farewell.attempts + 1);
+        let change = Arc::new(view.change.clone());
+        for voter in view.voters.iter().filter(|voter| !known(voter)) {
+            let to = Peer::from(voter);
+            self.send(&to, Body::Decided(change.clone()), out);
+            // Whoever has the view answers what is older.
+            let (to_id, body) = (Some(to.id.clone()), Body::Heartbeat(Beat::default()));
+            let message = Message { view: view.number - 1, ..self.message(to_id, body) };
+            out.push(Output::Send { to, message });
         }
     }
 

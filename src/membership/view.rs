@@ -68,7 +68,7 @@ pub struct View {
 impl View {
     /// The first view of a new cluster: a ring of one.
     pub fn first(cluster: u64, founder: Member) -> Self {
-        let holders = vec![OwnerHolders { owner: founder.id.clone(), runs: Vec::new() }];
+        let holders = vec![OwnerHolders { owner: founder.id.clone(), runs: Vec::new(), left: 0 }];
         let (ring, voters) = (vec![founder.clone()], vec![founder]);
         let (leaving, change) = (Vec::new(), Change::default());
         Self { cluster, number: 1, ring, leaving, voters, holders, change }
