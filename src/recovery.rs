@@ -10,9 +10,12 @@
 //!   that nothing will be: the walk goes on to the run before.
 //! * Where nobody can be asked the walk ends: an older copy is never handed out silently.
 //!
+//! Before all holders comes the owner itself, if only its life ended and a later one has its memory:
+//! whatever was acknowledged is there, and nobody else has more.
+//!
 //! A holder may have been evicted by mistake and be back as another life with its memory. It was
-//! fenced when the former life ended. What that memory has counts as much as ever; what it lacks
-//! proves nothing, since it may have been lost between the lives.
+//! fenced when the former life ended, and answers for that one as well as ever. A life that lost its
+//! memory cannot answer for the one before: that it has nothing proves nothing.
 
 use crate::commit::Version;
 
@@ -32,17 +35,6 @@ pub struct Report {
     pub mark: Option<u64>,
     /// Its newest valid version; 0: none.
     pub version: Version,
-}
-
-/// What became of a question to a holder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Answer {
-    /// It is the same life that held the copy: it has all that it ever had.
-    Present(Report),
-    /// A later life of the same node answers from the memory of the one that held the copy.
-    Former(Report),
-    /// It cannot be asked, or is not fenced yet.
-    None,
 }
 
 /// What to recover from.
@@ -65,37 +57,42 @@ pub enum Decision<H> {
     Nothing,
 }
 
-/// Walks the runs from the newest to the oldest. `runs` is in order of time; `answer` tells what
-/// came of asking a holder, after it was fenced.
-pub fn choose<H: Clone>(runs: &[Run<H>], answer: impl Fn(&H) -> Answer) -> Decision<H> {
+/// Walks the runs from the newest to the oldest. `runs` is in order of time; `answer` is what a
+/// holder said after it was fenced, or a later life of it from the same memory; nothing if nobody
+/// can say it.
+pub fn choose<H: Clone>(runs: &[Run<H>], answer: impl Fn(&H) -> Option<Report>) -> Decision<H> {
     // In a run without predecessors nothing was acknowledged.
     for run in runs.iter().rev().filter(|run| !run.holders.is_empty()) {
-        let mut closed = false;
-        let mut best: Option<(&H, Version)> = None;
-        for holder in &run.holders {
-            let answer = answer(holder);
-            closed |= matches!(answer, Answer::Present(_));
-            if let Answer::Present(report) | Answer::Former(report) = answer
-                && report.mark.is_some_and(|mark| mark >= run.since)
-                && best.is_none_or(|(_, version)| version < report.version)
-            {
-                best = Some((holder, report.version));
-            }
+        let heard = || run.holders.iter().filter_map(|holder| Some((holder, answer(holder)?)));
+        let is_marked = |report: &Report| report.mark.is_some_and(|mark| mark >= run.since);
+        let marked = heard().filter(|(_, report)| is_marked(report));
+        if let Some((holder, report)) = marked.max_by_key(|(_, report)| report.version) {
+            return Decision::Exact { holder: holder.clone(), version: report.version };
         }
-        if let Some((holder, version)) = best {
-            return Decision::Exact { holder: holder.clone(), version };
-        }
-        if !closed {
+        if heard().next().is_none() {
             return Decision::Unavailable { holders: run.holders.clone() };
         }
     }
     Decision::Nothing
 }
 
+/// The runs as they are when a later life of the owner has the memory of the lost one and a copy in
+/// it: its answer, [`in_owners_memory`], is exact.
+pub fn with_owner<H: Clone>(runs: &[Run<H>], owner: &H) -> Vec<Run<H>> {
+    let last = Run { since: u64::MAX, holders: vec![owner.clone()] };
+    runs.iter().cloned().chain([last]).collect()
+}
+
+/// What a later life of an owner says of the copy in its memory.
+pub fn in_owners_memory(version: Version) -> Report {
+    Report { mark: Some(u64::MAX), version }
+}
+
 /// Who looks after what a lost owner left: the nearest holder of the newest run that is in the ring,
-/// else a node in the ring of which such a holder was an earlier life. Everybody with the same view
-/// finds the same one.
+/// else a node in the ring of which such a holder was an earlier life, else a later life of the
+/// owner itself. Everybody with the same view finds the same one.
 pub fn caretaker<'a, H: Eq>(
+    owner: &H,
     runs: &[Run<H>],
     ring: impl Iterator<Item = &'a H> + Clone,
     is_later_life: impl Fn(&H, &H) -> bool,
@@ -104,7 +101,9 @@ pub fn caretaker<'a, H: Eq>(
     let find = |is: &dyn Fn(&H, &H) -> bool| {
         holders().find_map(|holder| ring.clone().find(|member| is(member, holder)))
     };
-    find(&|member, holder| member == holder).or_else(|| find(&is_later_life))
+    find(&|member, holder| member == holder)
+        .or_else(|| find(&is_later_life))
+        .or_else(|| ring.clone().find(|member| is_later_life(member, owner)))
 }
 
 /// On explicit request only: the newest version that anybody reachable has, which may be older than
@@ -136,8 +135,8 @@ mod tests {
     #[test]
     fn the_newest_holder_that_was_synced_in_its_time_is_exact() {
         let answer = |h: &char| match h {
-            'c' => Answer::Present(has(5, 9)),
-            _ => Answer::None,
+            'c' => Some(has(5, 9)),
+            _ => None,
         };
         let decision = choose(&runs(&[(1, "b"), (4, "c")]), answer);
         assert_eq!(decision, Decision::Exact { holder: 'c', version: 9 });
@@ -146,10 +145,10 @@ mod tests {
     #[test]
     fn a_holder_whose_sync_was_not_done_sends_the_walk_to_the_one_before() {
         let answer = |h: &char| match h {
-            'b' => Answer::Present(has(1, 7)),
+            'b' => Some(has(1, 7)),
             // Its mark is from an earlier time as predecessor: old news.
-            'c' => Answer::Present(has(2, 3)),
-            _ => Answer::None,
+            'c' => Some(has(2, 3)),
+            _ => None,
         };
         let decision = choose(&runs(&[(1, "b"), (4, "c")]), answer);
         assert_eq!(decision, Decision::Exact { holder: 'b', version: 7 });
@@ -157,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_older_copy_is_never_handed_out_while_a_newer_holder_is_silent() {
-        let answer = |h: &char| if *h == 'b' { Answer::Present(has(1, 7)) } else { Answer::None };
+        let answer = |h: &char| if *h == 'b' { Some(has(1, 7)) } else { None };
         let decision = choose(&runs(&[(1, "b"), (4, "c")]), answer);
         assert_eq!(decision, Decision::Unavailable { holders: vec!['c'] });
     }
@@ -166,10 +165,10 @@ mod tests {
     fn one_of_several_holders_is_enough_and_the_newest_version_among_them_best() {
         let with = |silent: char| {
             choose(&runs(&[(1, "bcd")]), |&h| match h {
-                _ if h == silent => Answer::None,
-                'b' => Answer::Present(has(1, 7)),
-                'c' => Answer::Present(has(1, 8)),
-                _ => Answer::Present(EMPTY),
+                _ if h == silent => None,
+                'b' => Some(has(1, 7)),
+                'c' => Some(has(1, 8)),
+                _ => Some(EMPTY),
             })
         };
         assert_eq!(with('b'), Decision::Exact { holder: 'c', version: 8 });
@@ -179,29 +178,16 @@ mod tests {
     #[test]
     fn one_unmarked_holder_shows_that_its_run_acknowledged_nothing() {
         let answer = |h: &char| match h {
-            'b' => Answer::Present(has(1, 7)),
-            _ => Answer::None, // d is dead
+            'b' => Some(has(1, 7)),
+            _ => None, // d is dead
         };
         let decision = choose(&runs(&[(1, "bc"), (4, "bd")]), answer);
         assert_eq!(decision, Decision::Exact { holder: 'b', version: 7 });
     }
 
     #[test]
-    fn a_former_life_counts_by_what_it_has_and_proves_nothing_by_what_it_lacks() {
-        let with = |report| {
-            choose(&runs(&[(1, "b"), (4, "c")]), |&h| match h {
-                'c' => Answer::Former(report),
-                _ => Answer::Present(has(1, 7)),
-            })
-        };
-        assert_eq!(with(has(4, 9)), Decision::Exact { holder: 'c', version: 9 });
-        assert_eq!(with(EMPTY), Decision::Unavailable { holders: vec!['c'] });
-        assert_eq!(with(has(3, 9)), Decision::Unavailable { holders: vec!['c'] });
-    }
-
-    #[test]
     fn a_run_without_predecessors_is_passed_over() {
-        let answer = |_: &char| Answer::Present(has(1, 7));
+        let answer = |_: &char| Some(has(1, 7));
         let decision = choose(&runs(&[(1, "b"), (4, "")]), answer);
         assert_eq!(decision, Decision::Exact { holder: 'b', version: 7 });
     }
@@ -213,11 +199,26 @@ mod tests {
             Run { since: 4, holders: vec![('c', 1), ('b', 1)] },
         ];
         let later = |m: &(char, u8), h: &(char, u8)| m.0 == h.0 && m.1 > h.1;
-        let who = |ring: &[(char, u8)]| caretaker(&runs, ring.iter(), later).copied();
+        let who = |ring: &[(char, u8)]| caretaker(&('o', 1), &runs, ring.iter(), later).copied();
         assert_eq!(who(&[('a', 1), ('b', 1), ('c', 1)]), Some(('c', 1)));
         assert_eq!(who(&[('a', 1), ('b', 1), ('c', 2)]), Some(('b', 1)), "a life that held it");
         assert_eq!(who(&[('a', 2), ('c', 2), ('d', 1)]), Some(('c', 2)), "else a later one");
+        assert_eq!(who(&[('d', 1), ('o', 2)]), Some(('o', 2)), "else the owner's own");
         assert_eq!(who(&[('d', 1)]), None);
+    }
+
+    #[test]
+    fn an_owner_that_only_lost_its_place_has_more_than_any_holder() {
+        let runs = with_owner(&runs(&[(1, "b"), (4, "c")]), &'o');
+        let with = |own| {
+            choose(&runs, |&h| match h {
+                'o' => own,
+                'b' => Some(has(1, 7)),
+                _ => None, // the newest holder is lost
+            })
+        };
+        assert_eq!(with(Some(in_owners_memory(9))), Decision::Exact { holder: 'o', version: 9 });
+        assert_eq!(with(None), Decision::Unavailable { holders: vec!['o'] });
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::recovery::{Answer, Decision, Report, Run, choose};
+use crate::recovery::{Decision, Report, Run, choose};
 
 const SLOTS: usize = 2;
 const OWNER: u8 = 0;
@@ -261,7 +261,7 @@ impl World {
     }
 
     fn recover(&self) -> Decision<u8> {
-        choose(&self.runs, |&h| Answer::Present(self.holders[h as usize].report()))
+        choose(&self.runs, |&h| Some(self.holders[h as usize].report()))
     }
 
     /// I1, I3: if the owner died now, or after any more writes landed, nothing acknowledged is
@@ -401,8 +401,8 @@ fn a_holder_that_is_the_predecessor_again_is_marked_for_its_new_time() {
     }
     settle(&mut world);
     let answer = |&h: &u8| match h {
-        2 => Answer::None,
-        _ => Answer::Present(world.holders[h as usize].report()),
+        2 => None,
+        _ => Some(world.holders[h as usize].report()),
     };
     assert_eq!(choose(&world.runs, answer), Decision::Exact { holder: 3, version: 1 });
     world.apply(Step::Submit);

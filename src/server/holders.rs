@@ -29,5 +29,5 @@ pub(super) fn runs(view: &View, owner: &NodeId) -> Vec<Run<NodeId>> {
 /// The member that looks after what `owner` left behind when it was lost.
 pub(super) fn caretaker<'a>(view: &'a View, owner: &NodeId) -> Option<&'a NodeId> {
     let later_life = |m: &NodeId, h: &NodeId| m.name == h.name && m.incarnation > h.incarnation;
-    recovery::caretaker(&runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
+    recovery::caretaker(owner, &runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
 }

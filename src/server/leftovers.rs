@@ -9,12 +9,12 @@ use std::{fs::File, rc::Rc, time::Duration};
 use super::{
     failures::{internal, store_failure},
     holders,
-    node::{MirrorId, Node, Owned, blocking},
+    node::{Mirror, MirrorId, Node, Owned, blocking},
     rpc::{Copy, Standing},
     store::{Held, Meta, Owner},
 };
 use crate::{
-    membership::{Member, OwnerHolders},
+    membership::{Member, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
     region::Identity,
@@ -49,7 +49,7 @@ impl Node {
     fn left_over_mirrors(&self) -> Vec<MirrorId> {
         let Some(view) = self.view() else { return Vec::new() };
         let me = self.id();
-        let left_over = |owner: &crate::membership::NodeId| {
+        let left_over = |owner: &NodeId| {
             !holders::is_predecessor(&view, &me, owner)
                 && holders::runs(&view, owner).iter().all(|run| !run.holders.contains(&me))
         };
@@ -78,9 +78,13 @@ impl Node {
         }
         for id in self.left_over_mirrors() {
             let _lock = self.lock(&id.0).await;
-            let mine = self.mirrors.borrow().get(&id).map(|m| m.meta.clone());
-            let (Some(mine), Ok(copies)) = (mine, self.locate(&id.0).await) else { continue };
-            if replaced(&mine, &copies, mine.epoch) {
+            let known = |m: &Mirror| (m.meta.clone(), m.region.mark().is_ok());
+            let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
+            let Ok(copies) = self.locate(&id.0).await else { continue };
+            let Some(view) = self.view() else { return };
+            if replaced(&mine, &copies, mine.epoch)
+                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+            {
                 tracing::info!(checkpoint = %id.0, owner = %id.1, "an old mirror is dropped");
                 self.drop_mirror(&id).await;
             }
@@ -91,6 +95,14 @@ impl Node {
     /// when nobody has, or will have, a newer one.
     async fn settle_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
+        // Whoever asks meanwhile waits, or this node does: see `Node::make`.
+        self.creating.borrow_mut().insert(name.clone());
+        let settled = self.try_settle(name).await;
+        self.creating.borrow_mut().remove(name);
+        settled
+    }
+
+    async fn try_settle(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let copies = self.locate(name).await?;
         let (mine, life) = {
             let owned = self.owned.borrow();
@@ -121,26 +133,26 @@ impl Node {
             let mirrors = self.mirrors.borrow();
             mirrors.iter().any(|((n, ..), m)| n == name && m.meta.epoch > mine.epoch)
         };
-        // A life of this node, or its successor, whose newest holder is recovering it now.
-        let recovering = view.holders.iter().find(|h| {
-            (h.owner.name == self.id().name || mine.successor.as_ref() == Some(&h.owner))
-                && !view.contains(&h.owner)
-                && holders::caretaker(&view, &h.owner).is_some()
-                && !(mine.successor.is_none() && nothing_to_recover(h, &copies))
+        // Who is not recovered yet and was a member after this copy's last sync may have had it next,
+        // but for those that show an older one. If they never can be, because all that had their
+        // copies lost their memory, then neither can this: it may be older. What this life never
+        // mirrored nobody had next.
+        let mark = self.owned.borrow().get(name).and_then(|o| o.region.mark().ok());
+        let synced = mark.is_some_and(|mark| mark.epoch >= mine.epoch);
+        let since = mark.map_or(0, |mark| mark.view);
+        let shown = |owner: &NodeId| {
+            copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
+        };
+        let doubt = view.holders.iter().filter(|h| self.is_unsettled(&h.owner)).any(|h| {
+            if h.owner.name == self.id().name {
+                return mine.ended == Some(h.owner.incarnation);
+            }
+            (synced || mine.successor.is_some()) && h.left > since && !shown(&h.owner)
         });
-        if newer_here || recovering.is_some() {
-            return wait("its mirror is being recovered".to_owned());
+        if newer_here || doubt {
+            return wait("a node that may have had it next is not recovered".to_owned());
         }
-        let meta = Meta { epoch: mine.epoch + 1, held: Held::Orphan, successor: None, ..mine };
-        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
-        let Some(mut owned) = self.owned.borrow_mut().remove(name) else { return Ok(()) };
-        owned.meta = meta;
-        tracing::info!(checkpoint = %name, epoch = owned.meta.epoch, "nobody else has it: kept on");
-        if owned.damaged.is_some() {
-            self.owned.borrow_mut().insert(name.clone(), owned);
-            return Ok(());
-        }
-        self.serve(owned, life).await
+        self.go_on_with(mine, life).await
     }
 
     /// A checkpoint whose newest version was damaged here gets it back from its mirror.
@@ -178,7 +190,7 @@ impl Node {
         let generation = mine.identity.generation + 1;
         let meta = Meta {
             identity: Identity { checkpoint: mine.identity.checkpoint, generation },
-            epoch: mine.epoch + 1,
+            epoch: self.epoch_after(mine.epoch),
             region: Self::draw(),
             ..mine
         };
@@ -197,24 +209,15 @@ impl Node {
     }
 }
 
-/// Whether none of the holders that are still there was ever synced by this life of an owner. Its
-/// recovery then has nothing to decide from (rule H5), and the owner's own copy, which has every
-/// version, need not wait for it.
-fn nothing_to_recover(gone: &OwnerHolders, copies: &[(Member, Copy)]) -> bool {
-    !copies.iter().any(|(holder, copy)| {
-        copy.synced
-            && copy.standing == Standing::Holds(gone.owner.clone())
-            && gone.runs.iter().any(|run| run.holders.contains(&holder.id))
-    })
-}
-
-/// Whether a copy of at least this epoch has an owner and a synced mirror.
+/// Whether a copy of at least this epoch has an owner that had all its mirrors, and one of those is
+/// there.
 fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
     let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
     copies.iter().any(|(owner, owned)| {
         same(owned)
             && matches!(owned.standing, Standing::Owns(_))
             && owned.epoch >= epoch
+            && owned.synced
             && copies.iter().any(|(_, mirror)| {
                 mirror.synced
                     && mirror.standing == Standing::Holds(owner.id.clone())

@@ -2,7 +2,7 @@
 //!
 //! A holder that was evicted by mistake comes back as a new member, with its mirrors still in
 //! memory. They may be all that is left of a lost owner's checkpoints, and a recovery asks for them
-//! by the life that held them ([`crate::recovery::Answer::Former`]). The list lies beside the
+//! by the life that held them ([`crate::recovery::choose`]). The list lies beside the
 //! regions and is gone with them; after a restart of the machine it counts no more, because what
 //! lies on a disk then may be older than the mark that lies beside it.
 

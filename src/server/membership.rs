@@ -1,26 +1,63 @@
 //! Drives the membership state machine: gives it time, messages and a place to keep its votes, and
 //! does what it says.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 use super::{
     data_plane::Command,
     node::Node,
     rpc::PeerMessage,
-    state_file::{BootId, StateFile},
-    store::Held,
+    state_file::{BootId, OpenStateError, StateFile},
 };
 use crate::{
     handover::Condition,
-    membership::{Event, MIRRORS_MAX, Member, Membership, NodeId, Output, Peer, Time, View},
+    membership::{
+        Config as Timeouts, Durable, Event, JoinRefusal, MIRRORS_MAX, Member, Membership, NodeId,
+        Output, Peer, Time, View,
+    },
 };
 
 /// The votes of this life of the node, in its directory.
 pub(super) const STATE_FILE: &str = "node.state";
 /// Those of the life before.
 pub(super) const FORMER_STATE_FILE: &str = "former.state";
+
+/// What a node must not forget while the machine is up.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Remembered {
+    /// It asks to be taken in, and voted for nothing yet. The ring may count on it before it hears
+    /// so: killed in between it must be the same one when it starts again, or a voter is lost.
+    Joining {
+        /// The life that asks.
+        me: Member,
+        /// Whom it asks.
+        contacts: Vec<SocketAddr>,
+        /// The only cluster that it joins; 0: any.
+        cluster: u64,
+    },
+    /// It has a view and a vote.
+    Voting(Durable),
+}
+
+impl Remembered {
+    pub(super) fn me(&self) -> &Member {
+        match self {
+            Self::Joining { me, .. } => me,
+            Self::Voting(durable) => &durable.me,
+        }
+    }
+
+    /// The life that has a vote.
+    pub(super) fn voter(&self) -> Option<&NodeId> {
+        match self {
+            Self::Joining { .. } => None,
+            Self::Voting(durable) => Some(&durable.me.id),
+        }
+    }
+}
 
 /// The state machine of this life of the node, and of the life before while that one still votes.
 pub(super) struct Shell {
@@ -32,8 +69,13 @@ pub(super) struct Shell {
 }
 
 impl Shell {
-    pub(super) fn new(machine: Membership, file: StateFile, contacts: Vec<SocketAddr>) -> Self {
-        Self { machine, file, former: None, contacts }
+    pub(super) fn new(
+        machine: Membership,
+        file: StateFile,
+        former: Option<(Membership, StateFile)>,
+        contacts: Vec<SocketAddr>,
+    ) -> Self {
+        Self { machine, file, former, contacts }
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -49,6 +91,28 @@ impl Shell {
     pub(super) fn is_settled(&self, owner: &NodeId) -> bool {
         self.machine.is_settled(owner)
     }
+}
+
+/// The life before this one, if it was evicted and the ring may still count on its vote: also a
+/// process that was killed does not forget that one (rule V5).
+pub(super) fn former_life(
+    dir: &Path,
+    boot: BootId,
+    timeouts: Timeouts,
+    me: &NodeId,
+) -> Result<Option<(Membership, StateFile)>, OpenStateError> {
+    let path = dir.join(FORMER_STATE_FILE);
+    let file = StateFile::open(&path, boot)?;
+    let former = match file.load() {
+        Some(Remembered::Voting(durable)) if durable.me.id != *me => {
+            Membership::resume(timeouts, durable, now()).ok()
+        }
+        _ => None,
+    };
+    if former.is_none() {
+        let _ = fs::remove_file(path); // a file that stays is looked at again, no more
+    }
+    Ok(former.map(|machine| (machine, file)))
 }
 
 /// Nanoseconds of a clock that goes on when the process restarts.
@@ -129,7 +193,7 @@ impl Node {
             }
             Output::Persist(durable) => {
                 if let Some((_, file)) = &mut self.membership.borrow_mut().former
-                    && let Err(error) = file.store(&durable)
+                    && let Err(error) = file.store(&Remembered::Voting(durable))
                 {
                     tracing::error!(%error, "keeping the former life's vote");
                 }
@@ -151,7 +215,8 @@ impl Node {
                 self.contact(address, &PeerMessage::Membership { from, message });
             }
             Output::Persist(durable) => {
-                if let Err(error) = self.membership.borrow_mut().file.store(&durable) {
+                let voting = Remembered::Voting(durable);
+                if let Err(error) = self.membership.borrow_mut().file.store(&voting) {
                     // Voting on without a memory could split the ring (rule V5).
                     tracing::error!(%error, "the node's vote cannot be kept; stopping");
                     self.stop();
@@ -161,10 +226,23 @@ impl Node {
             Output::Evicted { view } => self.evicted(&view),
             Output::JoinRefused { reason } => {
                 tracing::error!(%reason, "the ring does not take this node in");
+                self.next_start_is_later_than(&reason);
                 *self.failure.borrow_mut() = Some(reason.to_string());
                 self.stop();
             }
             Output::Left => self.stop(),
+        }
+    }
+
+    /// A life that was outlived is of no use to the next start.
+    fn next_start_is_later_than(&self, reason: &JoinRefusal) {
+        let JoinRefusal::Outlived { existing } = reason else { return };
+        let incarnation = new_incarnation().max(existing.incarnation + 1);
+        let me = member(&self.config, incarnation, self.me.borrow().address);
+        let mut shell = self.membership.borrow_mut();
+        let (contacts, cluster) = (shell.contacts.clone(), self.cluster.get());
+        if let Err(error) = shell.file.store(&Remembered::Joining { me, contacts, cluster }) {
+            tracing::error!(%error, "noting a new life");
         }
     }
 
@@ -222,13 +300,15 @@ impl Node {
         if self.data_plane.send(none).is_err() {
             return self.stop();
         }
-        self.fence_own();
+        self.fence_own(&before.id);
         let mut shell = self.membership.borrow_mut();
         let members = view.everybody().filter(|m| m.address != me.address).map(|m| m.address);
         let contacts: Vec<_> = members.chain(shell.contacts.iter().copied()).collect();
         let config = self.config.membership;
-        let machine = Membership::join(config, me, contacts, now()).expect_cluster(view.cluster);
-        match self.next_state_file() {
+        let cluster = view.cluster;
+        let joining = Remembered::Joining { me: me.clone(), contacts: contacts.clone(), cluster };
+        let machine = Membership::join(config, me, contacts, now()).expect_cluster(cluster);
+        match self.next_state_file(&joining) {
             Ok(next) => {
                 let former = std::mem::replace(&mut shell.machine, machine);
                 let former_file = std::mem::replace(&mut shell.file, next);
@@ -244,19 +324,22 @@ impl Node {
     }
 
     /// The former life's votes stay in a file of their own.
-    fn next_state_file(&self) -> std::io::Result<StateFile> {
+    fn next_state_file(&self, joining: &Remembered) -> std::io::Result<StateFile> {
         let dir = &self.config.dir;
         std::fs::rename(dir.join(STATE_FILE), dir.join(FORMER_STATE_FILE))?;
         let boot = BootId::current()?;
-        StateFile::open(&dir.join(STATE_FILE), boot).map_err(std::io::Error::other)
+        let mut file =
+            StateFile::open(&dir.join(STATE_FILE), boot).map_err(std::io::Error::other)?;
+        file.store(joining).map_err(std::io::Error::other)?;
+        Ok(file)
     }
 
     /// Everything that this node owned belongs to whoever recovers it. The copies stay until that
     /// one has two of its own.
-    fn fence_own(self: &Rc<Self>) {
+    fn fence_own(self: &Rc<Self>, life: &NodeId) {
         let names: Vec<_> = self.owned.borrow().keys().cloned().collect();
         for name in names {
-            if let Err(failure) = self.set_held(&name, Held::Superseded, None) {
+            if let Err(failure) = self.set_ended(&name, life) {
                 // A restart would take the copy for the present one: better no server than two
                 // owners.
                 tracing::error!(%failure, "an eviction cannot be noted; stopping");

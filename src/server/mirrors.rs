@@ -181,8 +181,13 @@ impl Node {
     pub(super) fn confirm_sync(self: &Rc<Self>) {
         let oldest = {
             let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
-            let live = owned.iter().filter(|(_, o)| o.meta.held != Held::Superseded);
-            live.map(|(name, _)| synced.get(name).copied().unwrap_or(0)).min()
+            // What this life gave up stays where it was mirrored until its taker has mirrors.
+            let of_this_life = owned.iter().filter(|(_, o)| o.meta.ended.is_none());
+            let views = of_this_life.map(|(name, o)| match o.meta.held {
+                Held::Superseded => o.region.mark().map_or(0, |mark| mark.view),
+                _ => synced.get(name).copied().unwrap_or(0),
+            });
+            views.min()
         };
         if let Some(view) = oldest.filter(|&view| view > 0) {
             self.membership_event(Event::SyncConfirmed { owner: self.id(), view });
@@ -227,6 +232,7 @@ impl Node {
                     region,
                     bytes: 0,
                     successor: None,
+                    ended: None,
                 };
                 let stored = self.make_region(meta, None).await?;
                 self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;

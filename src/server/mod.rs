@@ -55,7 +55,7 @@ pub use self::negotiation::Policy;
 use self::{
     data_plane::{DataPlane, Waiting},
     lineage::Lineage,
-    membership::{FORMER_STATE_FILE, STATE_FILE, Shell},
+    membership::{Remembered, STATE_FILE, Shell},
     negotiation::Negotiation,
     node::{Mirror, Node, Owned, Parts},
     peers::Peers,
@@ -65,7 +65,7 @@ use self::{
 };
 use crate::{
     cluster_key::ClusterKey,
-    membership::{Config as Timeouts, Durable, Member, Membership, Peer},
+    membership::{Config as Timeouts, Member, Membership, NodeId, Peer},
     name::Name,
     region::{
         files::{Places, make_private_dir},
@@ -205,20 +205,24 @@ async fn serve(config: Config) -> Result<(), ServeError> {
 
     // What an earlier life left.
     let boot = BootId::current().map_err(system("reading the boot id"))?;
-    let _ = fs::remove_file(dir.join(FORMER_STATE_FILE)); // only its own process votes for it
-    let state = StateFile::open(&dir.join(STATE_FILE), boot)?;
-    let durable: Option<Durable> = state.load();
-    let listener = listen(&config, durable.as_ref()).map_err(system("listening for servers"))?;
+    let mut state = StateFile::open(&dir.join(STATE_FILE), boot)?;
+    let remembered: Option<Remembered> = state.load();
+    let listener = listen(&config, remembered.as_ref()).map_err(system("listening for servers"))?;
     let address = listener.local_addr().map_err(system("listening for servers"))?;
     fs::write(dir.join("address"), address.to_string())
         .map_err(system("writing the address file"))?;
 
     let mut lineage = Lineage::open(dir, boot);
-    let former = durable.as_ref().map(|durable| durable.me.id.clone());
-    let start = Start::new(&config, durable, address)?;
+    // One that still joins has inherited already, and nothing of its own.
+    let former = remembered.as_ref().and_then(Remembered::voter).cloned();
+    let start = Start::new(&config, remembered, address)?;
     let me = start.machine.me().clone();
-    if let Some(former) = former.filter(|f| !start.resumed && f.name == me.id.name) {
-        lineage.inherit(former).map_err(system("noting a new life"))?;
+    let former = former.filter(|f| !start.resumed && f.name == me.id.name);
+    if let Some(former) = &former {
+        lineage.inherit(former.clone()).map_err(system("noting a new life"))?;
+    }
+    if let Some(joining) = &start.joining {
+        state.store(joining).map_err(io::Error::other).map_err(system("noting a new life"))?;
     }
     let (data_plane, notices) = DataPlane::start(me.id.clone(), transports, config.waiting)
         .map_err(system("starting the data plane"))?;
@@ -234,7 +238,12 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     if let Some(address) = config.metrics {
         serve_metrics(address).await?;
     }
-    let membership = Shell::new(start.machine, state, config.join.clone());
+    let contacts = match &start.joining {
+        Some(Remembered::Joining { contacts, .. }) => contacts.clone(),
+        _ => config.join.clone(),
+    };
+    let old = membership::former_life(dir, boot, config.membership, &me.id)?;
+    let membership = Shell::new(start.machine, state, old, contacts);
     let socket_path = config.socket.clone();
     let node = Node::new(Parts {
         config,
@@ -247,7 +256,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         cluster,
         lineage,
     });
-    node.load(start.resumed).await?;
+    node.load(start.resumed, former).await?;
 
     peers.serve(listener, move |socket| match &adopter {
         Some(adopter) if adopter.adopt(socket) => {}
@@ -296,53 +305,66 @@ struct Start {
     machine: Membership,
     /// It is the same life as before: what it owned is still its own.
     resumed: bool,
+    /// To be remembered before anybody hears of it.
+    joining: Option<Remembered>,
 }
 
 impl Start {
     fn new(
         config: &Config,
-        durable: Option<Durable>,
+        remembered: Option<Remembered>,
         address: SocketAddr,
     ) -> Result<Self, ServeError> {
         let (timeouts, now) = (config.membership, membership::now());
         // Another name or address is another member.
-        let same = durable.filter(|d| d.me.id.name == config.name && d.me.address == address);
-        let mut former = None;
-        if let Some(durable) = same {
-            former = Some(durable.view.clone());
-            let wanted = membership::member(config, durable.me.id.incarnation, address);
-            let stored = (durable.me != wanted).then(|| durable.me.clone());
-            match Membership::resume(timeouts, durable, now) {
-                Ok(machine) => {
-                    if let Some(stored) = stored {
-                        warn_of_stored(&stored);
-                    }
-                    return Ok(Self { machine, resumed: true });
-                }
-                Err(error) => tracing::warn!(%error, "the last life is not resumed"),
-            }
-        }
+        let same = remembered.filter(|it| {
+            let me = it.me();
+            me.id.name == config.name && me.address == address
+        });
         let incarnation = membership::new_incarnation();
-        let me = membership::member(config, incarnation, address);
+        let mut me = membership::member(config, incarnation, address);
         // A node may stand in its own list, so that all can have the same one.
-        let mut contacts: Vec<_> = config.join.iter().copied().filter(|a| *a != address).collect();
-        // Who left a ring goes back to that one, also if it was the one that founded it.
-        let known = former.iter().flat_map(|view| view.everybody()).map(|m| m.address);
-        contacts.extend(known.filter(|a| *a != address));
-        let machine = if contacts.is_empty() {
+        let mut contacts = config.join.clone();
+        let mut cluster = 0;
+        match same {
+            Some(Remembered::Voting(durable)) => {
+                let view = durable.view.clone();
+                let wanted = membership::member(config, durable.me.id.incarnation, address);
+                let stored = (durable.me != wanted).then(|| durable.me.clone());
+                match Membership::resume(timeouts, durable, now) {
+                    Ok(machine) => {
+                        if let Some(stored) = stored {
+                            warn_of_stored(&stored);
+                        }
+                        return Ok(Self { machine, resumed: true, joining: None });
+                    }
+                    Err(error) => tracing::warn!(%error, "the last life is not resumed"),
+                }
+                // Who left a ring goes back to that one, also if it was the one that founded it.
+                contacts.extend(view.everybody().map(|m| m.address));
+                cluster = view.cluster;
+            }
+            Some(Remembered::Joining { me: asking, contacts: asked, cluster: its }) => {
+                let wanted = membership::member(config, asking.id.incarnation, address);
+                if asking == wanted {
+                    me = asking;
+                }
+                contacts.extend(asked);
+                cluster = its;
+            }
+            None => {}
+        }
+        contacts.retain(|contact| *contact != address);
+        if contacts.is_empty() {
             if me.witness {
                 return Err(ServeError::WitnessAlone);
             }
-            let cluster = Node::draw().max(1);
-            Membership::found(timeouts, me, cluster, now)
-        } else {
-            let machine = Membership::join(timeouts, me, contacts, now);
-            match former {
-                Some(view) => machine.expect_cluster(view.cluster),
-                None => machine,
-            }
-        };
-        Ok(Self { machine, resumed: false })
+            let machine = Membership::found(timeouts, me, Node::draw().max(1), now);
+            return Ok(Self { machine, resumed: false, joining: None });
+        }
+        let joining = Remembered::Joining { me: me.clone(), contacts: contacts.clone(), cluster };
+        let machine = Membership::join(timeouts, me, contacts, now).expect_cluster(cluster);
+        Ok(Self { machine, resumed: false, joining: Some(joining) })
     }
 }
 
@@ -359,7 +381,11 @@ fn warn_of_stored(stored: &Member) {
 
 impl Node {
     /// Finds the regions again that an earlier life of this server left.
-    async fn load(self: &Rc<Self>, resumed: bool) -> Result<(), ServeError> {
+    async fn load(
+        self: &Rc<Self>,
+        resumed: bool,
+        former: Option<NodeId>,
+    ) -> Result<(), ServeError> {
         let store = self.store.clone();
         let found = node::blocking(move || store.load()).await;
         for stored in found.map_err(system("reading the region files"))? {
@@ -384,8 +410,9 @@ impl Node {
             if let Some(older) = older {
                 self.remove_region(older.meta, older.path, older.region).await;
             }
-            if !resumed && meta.held != Held::Superseded {
+            if !resumed && meta.ended.is_none() {
                 meta.held = Held::Superseded; // until it turns out that nobody took it over
+                meta.ended = former.as_ref().map(|life| life.incarnation);
                 self.store.write_meta(&meta).map_err(system("noting a new life"))?;
             }
             let checked = region.clone();
@@ -479,8 +506,8 @@ fn lock_dir(dir: &Path) -> Result<fs::File, ServeError> {
 }
 
 /// With port 0, the port of the last life is tried first: a restarted server is the same member.
-fn listen(config: &Config, durable: Option<&Durable>) -> io::Result<TcpListener> {
-    let last = durable.map(|d| d.me.address).filter(|a| a.ip() == config.listen.ip());
+fn listen(config: &Config, remembered: Option<&Remembered>) -> io::Result<TcpListener> {
+    let last = remembered.map(|it| it.me().address).filter(|a| a.ip() == config.listen.ip());
     let bind = |address: SocketAddr| -> io::Result<TcpListener> {
         let socket = if address.is_ipv4() {
             tokio::net::TcpSocket::new_v4()?

@@ -393,8 +393,15 @@ impl Node {
         held: Held,
         successor: Option<NodeId>,
     ) -> Result<(), Failure> {
+        self.change_meta(name, |meta| {
+            (meta.held, meta.successor, meta.ended) = (held, successor, None);
+        })
+    }
+
+    fn change_meta(&self, name: &Name, change: impl FnOnce(&mut Meta)) -> Result<(), Failure> {
         if let Some(owned) = self.owned.borrow_mut().get_mut(name) {
-            let meta = Meta { held, successor, ..owned.meta.clone() };
+            let mut meta = owned.meta.clone();
+            change(&mut meta);
             self.store.write_meta(&meta).map_err(|error| {
                 let why = format!("writing the description of {name}: {error}");
                 Failure::new(FailureKind::Internal, why)
@@ -403,6 +410,15 @@ impl Node {
         }
         self.changed.notify_waiters();
         Ok(())
+    }
+
+    /// The life of this node that owned everything here has ended: each checkpoint belongs to
+    /// whoever recovers it.
+    pub(super) fn set_ended(&self, name: &Name, life: &NodeId) -> Result<(), Failure> {
+        self.change_meta(name, |meta| {
+            meta.held = Held::Superseded;
+            meta.ended.get_or_insert(life.incarnation);
+        })
     }
 
     /// A random number that names new memory or a new checkpoint.

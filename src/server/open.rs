@@ -82,6 +82,11 @@ impl Node {
             .filter(|(_, copy)| matches!(copy.standing, Standing::Owns(_)))
             .max_by_key(|(_, copy)| copy.epoch);
         if let Some((member, copy)) = owner {
+            // Somebody who looks whether there is one must see it at one of the two.
+            if elsewhere.iter().any(|(_, copy)| copy.standing == Standing::Creating) {
+                let why = format!("{} is on its way to another node", wish.name);
+                return Err(Failure::new(FailureKind::Unavailable, why));
+            }
             self.move_here(wish, member, copy).await?;
             return self.open_here(wish).await;
         }
@@ -221,6 +226,7 @@ impl Node {
                 region: Self::draw(),
                 bytes: 0,
                 successor: None,
+                ended: None,
             };
             let stored = self.make_region(meta, None).await?;
             self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;

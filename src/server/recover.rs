@@ -19,7 +19,7 @@ use crate::{
     membership::{Event, Member, NodeId, View},
     name::Name,
     protocol::{Failure, FailureKind, Role},
-    recovery::{Answer, Decision, Report, Run, choose},
+    recovery::{Decision, Report, Run, choose, in_owners_memory, with_owner},
 };
 
 /// Between two tries to recover what could not be recovered.
@@ -33,11 +33,10 @@ struct Fenced {
 }
 
 impl Fenced {
-    fn answer(&self, holder: &NodeId, name: &Name) -> Answer {
+    fn report(&self, name: &Name) -> Report {
         let copy = self.copies.iter().find(|copy| copy.name == *name);
         let (mark, version) = copy.map_or((None, 0), |copy| (copy.mark, copy.version));
-        let report = Report { mark, version };
-        if self.by.id == *holder { Answer::Present(report) } else { Answer::Former(report) }
+        Report { mark, version }
     }
 }
 
@@ -109,18 +108,37 @@ impl Node {
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
-        let mut names: Vec<&Name> =
-            fenced.values().flat_map(|f| &f.copies).map(|c| &c.name).collect();
+        // Exact, unless one of those who may have adopted something is lost without a trace: a
+        // holder, in whichever life, that was there after the owner left.
+        let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
+        let accounted_for = |holder: &NodeId| {
+            let mut lives = view.holders.iter().filter(|h| h.owner.name == holder.name);
+            fenced.contains_key(holder)
+                || !lives.any(|h| h.left > left && self.is_unsettled(&h.owner))
+        };
+        let own = match runs.iter().flat_map(|run| &run.holders).all(accounted_for) {
+            true => self.ask_owner(owner, view).await,
+            false => None,
+        };
+        let answers = || fenced.values().chain(&own);
+        let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
         names.dedup();
         let mut done = true;
         for name in names {
-            let decision = choose(&runs, |holder| {
-                fenced.get(holder).map_or(Answer::None, |f| f.answer(holder, name))
+            let kept = own.iter().find_map(|own| {
+                let copy = own.copies.iter().find(|copy| copy.name == *name)?;
+                Some((own, copy.version))
             });
+            let decision = match kept {
+                Some((_, version)) => choose(&with_owner(&runs, owner), |holder| {
+                    (holder == owner).then(|| in_owners_memory(version))
+                }),
+                None => choose(&runs, |holder| fenced.get(holder).map(|f| f.report(name))),
+            };
             match decision {
                 Decision::Exact { holder, .. } => {
-                    let by = fenced.get(&holder).map(|f| f.by.clone());
+                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
                     adopted.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
                 }
                 Decision::Unavailable { holders } => {
@@ -137,13 +155,14 @@ impl Node {
         adopted.retain(|_, member| view.contains(&member.id));
         let mut protected = true;
         for (name, member) in adopted.iter() {
-            protected &= self.adopt_at(member, owner, name).await?;
+            protected &= self.adopt_at(member, owner, name, view.number).await?;
         }
-        // Runs of which nobody can tell may have had checkpoints that nobody else has.
+        // Runs of which nobody can tell may have had checkpoints that nobody else has, but for the
+        // owner itself.
         let nobody = |run: &Run<NodeId>| {
             !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
         };
-        let rehomed = done && !runs.iter().any(nobody);
+        let rehomed = done && (own.is_some() || !runs.iter().any(nobody));
         if rehomed {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
@@ -188,6 +207,48 @@ impl Node {
         fenced
     }
 
+    /// Asks a later life of a lost owner what it still has of that one.
+    async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
+        let by = view.ring.iter().find(|member| member.id.name == owner.name)?.clone();
+        if by.id == self.id() {
+            let copies = self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;
+            return Some(Fenced { by, copies });
+        }
+        let (owner, holder) = (owner.clone(), owner.clone());
+        let request = Request::Fence { owner, holder, view: view.number };
+        match self.call(&by, request, LONG_CALL_TIMEOUT).await {
+            Ok(Reply::Fenced(copies)) => Some(Fenced { by, copies }),
+            _ => None,
+        }
+    }
+
+    /// What a former life of this node owned when it ended, as far as it is whole.
+    pub(super) fn copies_of_ended(&self, life: &NodeId) -> Vec<FencedCopy> {
+        let owned = self.owned.borrow();
+        let theirs =
+            owned.iter().filter(|(_, o)| self.is_of_ended(&o.meta, life) && o.damaged.is_none());
+        let copy = |(name, o): (&Name, &Owned)| {
+            let version = o.region.newest_by_record().map_or(0, |found| found.record.sequence);
+            FencedCopy { name: name.clone(), mark: None, version }
+        };
+        theirs.map(copy).collect()
+    }
+
+    /// Whether a copy was that life's when the life ended, and nobody else's since: who was to have
+    /// it next is there and will say so, or is recovered and had it not.
+    fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
+        meta.held == Held::Superseded
+            && meta.ended == Some(life.incarnation)
+            && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+    }
+
+    /// Whether an owner left the ring and its checkpoints are not all recovered.
+    pub(super) fn is_unsettled(&self, owner: &NodeId) -> bool {
+        let listed = |view: &View| view.holders.iter().any(|h| h.owner == *owner);
+        let gone = self.view().is_some_and(|view| !view.contains(owner) && listed(&view));
+        gone && !self.membership.borrow().is_settled(owner)
+    }
+
     /// Whether this node is that life, or has its memory.
     pub(super) fn has_memory_of(&self, life: &NodeId) -> bool {
         *life == self.id() || self.lineage.borrow().includes(life)
@@ -199,11 +260,12 @@ impl Node {
         member: &Member,
         owner: &NodeId,
         name: &Name,
+        view: u64,
     ) -> Result<bool, Failure> {
         if member.id == self.id() {
             return self.adopt(owner, name).await;
         }
-        let request = Request::Adopt { owner: owner.clone(), name: name.clone() };
+        let request = Request::Adopt { owner: owner.clone(), name: name.clone(), view };
         match self.call(member, request, LONG_CALL_TIMEOUT).await? {
             Reply::Adopted { protected } => Ok(protected),
             _ => Err(internal(&"an answer to something else")),
@@ -219,8 +281,9 @@ impl Node {
         }
     }
 
-    /// This node's mirror of a dead owner's checkpoint becomes the checkpoint. True when it, or
-    /// whatever took its place since, has all its copies.
+    /// This node's mirror of a dead owner's checkpoint becomes the checkpoint, or its own copy if
+    /// the owner was a life of its own. True when it, or whatever took its place since, has all its
+    /// copies.
     pub(super) async fn adopt(
         self: &Rc<Self>,
         owner: &NodeId,
@@ -228,8 +291,28 @@ impl Node {
     ) -> Result<bool, Failure> {
         let life = self.life.get();
         let _lock = self.lock(name).await;
+        // Whoever asks meanwhile waits, or this node does: see `Node::make`.
+        self.creating.borrow_mut().insert(name.clone());
+        let adopted = self.try_adopt(owner, name, life).await;
+        self.creating.borrow_mut().remove(name);
+        adopted
+    }
+
+    async fn try_adopt(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        name: &Name,
+        life: u64,
+    ) -> Result<bool, Failure> {
         let Some(id) = self.best_mirror(owner, name) else {
-            return Ok(self.is_protected(name)); // adopted already
+            let own = self.owned.borrow().get(name).map(|o| o.meta.clone());
+            let Some(mine) = own.filter(|meta| self.is_of_ended(meta, owner)) else {
+                return Ok(self.is_protected(name)); // adopted already
+            };
+            return match self.taken_over_already(name, &mine).await? {
+                Some(successor) => Ok(successor.synced),
+                None => self.go_on_with(mine, life).await.map(|()| false),
+            };
         };
         let mine = {
             let mirrors = self.mirrors.borrow();
@@ -262,7 +345,7 @@ impl Node {
         })
         .await;
         let version = newest.map_or(0, |f| f.record.sequence);
-        let meta = Meta { epoch: mine.epoch + 1, held: Held::Orphan, ..mine };
+        let meta = Meta { epoch: self.epoch_after(mine.epoch), held: Held::Orphan, ..mine };
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
         let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };
@@ -279,6 +362,29 @@ impl Node {
         !mine || self.synced_views.borrow().contains_key(name)
     }
 
+    /// The epoch of an ownership that follows one of this epoch and begins now. Of two that follow
+    /// the same one the later counts, as the views do: it was decided without the earlier one, which
+    /// then has no synced mirror.
+    pub(super) fn epoch_after(&self, epoch: u64) -> u64 {
+        let view = self.view().map_or(0, |view| view.number);
+        view.max(epoch + 1)
+    }
+
+    /// A copy that was superseded is the present one again: nobody has a newer one.
+    pub(super) async fn go_on_with(self: &Rc<Self>, mine: Meta, life: u64) -> Result<(), Failure> {
+        let epoch = self.epoch_after(mine.epoch);
+        let meta = Meta { epoch, held: Held::Orphan, successor: None, ended: None, ..mine };
+        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
+        let Some(mut owned) = self.owned.borrow_mut().remove(&meta.name) else { return Ok(()) };
+        tracing::info!(checkpoint = %meta.name, epoch, "nobody else has it: kept on");
+        owned.meta = meta;
+        if owned.damaged.is_some() {
+            self.owned.borrow_mut().insert(owned.meta.name.clone(), owned);
+            return Ok(());
+        }
+        self.serve(owned, life).await
+    }
+
     /// Who has a later epoch of this mirror's checkpoint: its owner, else a synced mirror, whose
     /// owner is being recovered from it. An error while it is not clear who will.
     async fn taken_over_already(
@@ -287,18 +393,21 @@ impl Node {
         mine: &Meta,
     ) -> Result<Option<Copy>, Failure> {
         let mut later: Vec<Copy> = self.locate(name).await?.into_iter().map(|(_, c)| c).collect();
-        later.extend(self.located(name));
         let wait = |why: &str| Err(Failure::new(FailureKind::Unavailable, format!("{name} {why}")));
         if later.iter().any(|c| c.standing == Standing::Creating) {
             return wait("is on its way to another node");
         }
+        later.extend(self.located(name));
+        later.retain(|c| c.standing != Standing::Creating); // this node's own flag
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
-        later.retain(|c| same(c) && c.epoch > mine.epoch && c.standing != Standing::Superseded);
         let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
+        // Also an owner that gave it up once and went on with it after all.
+        later.retain(|c| same(c) && c.epoch >= mine.epoch + u64::from(!owns(c)));
         if let Some(at) = later.iter().position(owns) {
             return Ok(Some(later.swap_remove(at)));
         }
-        match later.iter().position(|c| c.synced) {
+        // A copy that was superseded proves a later owner, and is not where that one's is now.
+        match later.iter().position(|c| c.synced && c.standing != Standing::Superseded) {
             Some(at) => Ok(Some(Copy { synced: false, ..later.swap_remove(at) })),
             None if later.is_empty() => Ok(None),
             None => wait("was taken over by a node that is lost, too"),
@@ -352,11 +461,15 @@ impl Node {
         let _ = tokio::time::timeout(time, self.changed.notified()).await;
     }
 
-    /// What the other members have of a checkpoint. All of them must answer.
+    /// What the other members have of a checkpoint. All of them must answer; a node that is in no
+    /// ring does not know them.
     pub(super) async fn locate(
         self: &Rc<Self>,
         name: &Name,
     ) -> Result<Vec<(crate::membership::Member, Copy)>, Failure> {
+        if self.view().is_none() {
+            return Err(Failure::new(FailureKind::Unavailable, "not in a ring now"));
+        }
         let mut asked = Vec::new();
         for member in self.others() {
             let (node, name) = (self.clone(), name.clone());

@@ -58,9 +58,16 @@ impl Node {
                     let why = "this node has not installed the view without that owner yet";
                     return Err(Failure::new(FailureKind::Unavailable, why));
                 }
+                if holder == owner {
+                    return Ok(Reply::Fenced(self.copies_of_ended(&owner)));
+                }
                 self.fence(&owner).await.map(Reply::Fenced)
             }
-            Request::Adopt { owner, name } => {
+            Request::Adopt { owner, name, view } => {
+                if self.view().is_none_or(|v| v.number < view) {
+                    let why = "this node has not installed the view without that owner yet";
+                    return Err(Failure::new(FailureKind::Unavailable, why));
+                }
                 self.fence(&owner).await?;
                 self.adopt(&owner, &name).await.map(|protected| Reply::Adopted { protected })
             }

@@ -87,6 +87,8 @@ pub enum Request {
         owner: NodeId,
         /// The checkpoint.
         name: Name,
+        /// The view for which that was decided: its members are those to ask.
+        view: u64,
     },
     /// I leave the ring, and your mirror of this checkpoint of mine is complete: it is yours now.
     Inherit {

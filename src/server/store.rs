@@ -86,6 +86,10 @@ pub struct Meta {
     /// Who took it over, if it is superseded.
     #[serde(default)]
     pub successor: Option<NodeId>,
+    /// The life of this node that owned it or gave it up last has ended: that life's incarnation.
+    /// What it acknowledged is in here.
+    #[serde(default)]
+    pub ended: Option<u64>,
 }
 
 /// In which way a node has a region.
@@ -383,6 +387,7 @@ mod tests {
             region,
             bytes: 0,
             successor: None,
+            ended: None,
         }
     }
 

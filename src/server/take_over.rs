@@ -63,12 +63,13 @@ impl Node {
                 generation: grant.identity.generation + 1,
             },
             layout: grant.layout,
-            epoch: grant.epoch + 1,
+            epoch: self.epoch_after(grant.epoch),
             owner: grant.owner,
             held: Held::Owned,
             region: Self::draw(),
             bytes: 0,
             successor: None,
+            ended: None,
         };
         let stored = self.make_region(meta, None).await?;
         let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use ringkeep::recovery::{Answer, Decision, Report, Run, choose};
+use ringkeep::recovery::{Decision, Report, Run, choose};
 
 use crate::{
     Mutant,
@@ -92,33 +92,22 @@ impl MirrorModel {
     /// What a recovery that hears this decides.
     pub(crate) fn decide(&self, runs: &[Run<Holder>], heard: &[Said; NODES]) -> Decision<Holder> {
         let answer = |holder: &Holder| {
-            let Some((life, memory_since, mark, version)) = heard[holder.node()] else {
-                return Answer::None;
-            };
+            let (life, memory_since, mark, version) = heard[holder.node()]?;
             let mark = (mark > 0).then_some(mark.into());
             let report = Report { mark, version: version.into() };
-            if life == holder.life() {
-                Answer::Present(report)
-            } else if self.mutant == Some(Mutant::FormerHasNothing) {
-                let empty = Report { mark: None, version: 0 };
-                Answer::Present(if memory_since <= holder.life() { report } else { empty })
-            } else if memory_since <= holder.life() {
-                Answer::Former(report)
-            } else {
-                Answer::None
+            let has_its_memory = life == holder.life() || memory_since <= holder.life();
+            if self.mutant == Some(Mutant::FormerHasNothing) && !has_its_memory {
+                return Some(Report { mark: None, version: 0 });
             }
+            has_its_memory.then_some(report)
         };
         if self.mutant == Some(Mutant::NewestHolderOnly) {
             let newest = runs.last().into_iter().flat_map(|run| &run.holders);
             let mut reports = newest.map(|h| (h, answer(h)));
-            return reports
-                .find_map(|(h, a)| match a {
-                    Answer::Present(r) | Answer::Former(r) => {
-                        Some(Decision::Exact { holder: *h, version: r.version })
-                    }
-                    Answer::None => None,
-                })
-                .unwrap_or(Decision::Unavailable { holders: Vec::new() });
+            let exact =
+                |(h, r): (&Holder, Report)| Decision::Exact { holder: *h, version: r.version };
+            let first = reports.find_map(|(h, report)| Some(exact((h, report?))));
+            return first.unwrap_or(Decision::Unavailable { holders: Vec::new() });
         }
         choose(runs, answer)
     }
