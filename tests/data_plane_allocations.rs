@@ -124,8 +124,15 @@ async fn a_mirrored_commit_allocates_nothing() {
     near.ask(own).await.unwrap().unwrap();
     assert!(matches!(notices.recv().await, Some(Notice::NeedMirror { .. })));
     let versions = vec![0, 0];
-    near.send(Command::Prepared { name: name.clone(), holder: b, key, region: 1, versions })
-        .unwrap();
+    near.send(Command::Prepared {
+        name: name.clone(),
+        holder: b,
+        key,
+        region: 1,
+        versions,
+        mark_to: 0,
+    })
+    .unwrap();
     assert!(matches!(notices.recv().await, Some(Notice::Synced { .. })));
     let file = handover::create().unwrap();
     let consumer = Consumer::new(file.try_clone().unwrap(), 0).unwrap();

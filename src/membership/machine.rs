@@ -443,7 +443,11 @@ impl Membership {
         match (before, self.phase) {
             (Phase::Outside | Phase::Departing, _) => {}
             // See `say_farewell`.
-            _ if self.leaving && !view.admits(&self.me.id) => self.phase = Phase::Departing,
+            _ if self.leaving && !view.admits(&self.me.id) => {
+                self.phase = Phase::Departing;
+                self.farewell.at = now; // somebody waits for that
+                self.say_farewell(now, out);
+            }
             _ => self.announce(out),
         }
     }
@@ -493,7 +497,8 @@ impl Membership {
     /// Sees to it that a majority of the voters has the view in which this node has no part.
     fn say_farewell(&mut self, now: Time, out: &mut Vec<Output>) {
         let Some(view) = self.view.clone() else { return };
-        let known = |voter: &&Member| self.farewell.known.contains(&voter.id);
+        let me = &self.me.id;
+        let known = |voter: &&Member| voter.id == *me || self.farewell.known.contains(&voter.id);
         if view.voters.iter().filter(known).count() >= majority(view.voters.len()) {
             self.phase = Phase::Finished;
             if self.leaving {

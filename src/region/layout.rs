@@ -11,8 +11,9 @@ use crate::commit::RECORD_BYTES;
 
 /// Bytes of the header page.
 pub const HEADER_BYTES: u64 = 4096;
-/// Where the sync mark lies in the header page: a cache line of its own.
-pub const MARK_AT: u64 = 1024;
+/// Where the sync marks lie in the header page: each on a cache line of its own. There are two, since
+/// one that is cut off half-way must not take the one before along.
+pub const MARK_AT: [u64; 2] = [1024, 1024 + MARK_BYTES];
 /// Bytes of an encoded sync mark.
 pub const MARK_BYTES: u64 = 64;
 /// Where the commit word lies in a slot: on a cache line of its own, behind the record.
@@ -32,7 +33,7 @@ const CHUNK_BYTES_MAX: u64 = 1 << 20;
 const CHUNKS_WANTED: u64 = 4096;
 
 const _: () = assert!(RECORD_BYTES as u64 == LINE);
-const _: () = assert!(MARK_AT + MARK_BYTES <= HEADER_BYTES);
+const _: () = assert!(MARK_AT[1] + MARK_BYTES <= HEADER_BYTES);
 
 /// A region's measures. Made by [`Layout::new`] only, so they are always coherent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

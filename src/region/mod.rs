@@ -211,16 +211,33 @@ impl Region {
         record
     }
 
-    /// The sync mark in the header page.
+    /// The newer of the sync marks in the header page.
     pub fn mark(&self) -> Result<Mark, MarkError> {
+        let [first, second] = [self.mark_in(0), self.mark_in(1)];
+        match (first, second) {
+            (Ok(first), Ok(second)) if second.view > first.view => Ok(second),
+            (Ok(first), _) => Ok(first),
+            (Err(_), Ok(second)) => Ok(second),
+            (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    /// Which of the two does not hold the newer one: it takes the next.
+    pub fn free_mark(&self) -> usize {
+        let newer = self.mark();
+        usize::from(newer.is_ok() && newer == self.mark_in(0))
+    }
+
+    fn mark_in(&self, which: usize) -> Result<Mark, MarkError> {
         let mut bytes = [0; MARK_BYTES as usize];
-        self.read(MARK_AT, &mut bytes);
+        self.read(MARK_AT[which], &mut bytes);
         Mark::decode(&bytes, self.identity)
     }
 
-    /// Writes the sync mark into the header page.
+    /// Writes the only sync mark into the header page, in the first place.
     pub fn set_mark(&self, mark: Mark) {
-        self.write(MARK_AT, &mark.encode(self.identity));
+        self.write(MARK_AT[0], &mark.encode(self.identity));
+        self.write(MARK_AT[1], &[0; MARK_BYTES as usize]);
     }
 
     /// Copies payload bytes of a slot out.

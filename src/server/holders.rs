@@ -1,7 +1,7 @@
 //! Who holds an owner's mirrors, now and formerly, as recovery and the data plane want to know it.
 
 use crate::{
-    membership::{NodeId, View},
+    membership::{NodeId, OwnerHolders, View},
     recovery::{self, Run},
 };
 
@@ -28,6 +28,15 @@ pub(super) fn runs(view: &View, owner: &NodeId) -> Vec<Run<NodeId>> {
 
 /// The member that looks after what `owner` left behind when it was lost.
 pub(super) fn caretaker<'a>(view: &'a View, owner: &NodeId) -> Option<&'a NodeId> {
+    view.holders.iter().find(|h| h.owner == *owner)?; // else it is settled
     let later_life = |m: &NodeId, h: &NodeId| m.name == h.name && m.incarnation > h.incarnation;
     recovery::caretaker(owner, &runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
+}
+
+/// Whether of all who were predecessors of a lost owner after view `since` somebody is there: what it
+/// had mirrored from then on, somebody has.
+pub(super) fn leaves_traces(view: &View, gone: &OwnerHolders, since: u64) -> bool {
+    let ends = gone.runs.iter().skip(1).map(|run| run.since).chain([gone.left]);
+    let later = gone.runs.iter().zip(ends).filter(|(_, end)| *end > since);
+    later.into_iter().all(|(run, _)| run.holders.iter().any(|holder| view.contains(holder)))
 }

@@ -9,11 +9,11 @@
 
 use std::{rc::Rc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     data_plane::{Command, CopyReport, Report},
-    node::{LONG_CALL_TIMEOUT, Node},
+    node::{LONG_CALL_TIMEOUT, Node, Owned},
     rpc::Request,
     store::Held,
 };
@@ -26,6 +26,10 @@ use crate::{
 
 /// Between two looks at what is left.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
+/// How long the last one of a ring answers those that have just left it: some tries of theirs.
+const LAST_STAYS: Duration = Duration::from_millis(500);
+/// How long a node that is out waits until a majority of those who stay knows it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Leaves the ring, if there is one that goes on without this node. Ends when this node is out
@@ -49,12 +53,21 @@ impl Node {
     }
 
     async fn hand_over_all(self: &Rc<Self>) {
+        let mut out_since = None;
         while !self.stopping.get() {
             let Some(view) = self.view() else { return };
             if view.ring.len() == 1 && view.contains(&self.id()) {
-                return; // the others left first, and what they had is here
+                // The others left first, and what they had is here. The last of them may not have
+                // heard yet that it is out, and asks again.
+                if !view.change.left.is_empty() {
+                    tokio::time::sleep(LAST_STAYS).await;
+                }
+                return;
             }
             let out = !view.admits(&self.id());
+            if out && out_since.get_or_insert_with(Instant::now).elapsed() > FAREWELL {
+                return; // those who stay may have ended, too
+            }
             if !out && (view.is_leaving(&self.id()) || self.config.witness) {
                 match self.hand_over(&view).await {
                     Ok(true) => self.membership_event(Event::HandedOver),
@@ -79,6 +92,16 @@ impl Node {
             } else if let Some(heir) = heir.as_ref().filter(|heir| is_mirrored_at(&report, heir)) {
                 self.bequeath(&name, heir).await?;
             }
+        }
+        // The heir may not have been able to take it when it was told first.
+        let given: Vec<(Name, Member)> = {
+            let owned = self.owned.borrow();
+            let heir = |o: &Owned| view.member(o.meta.successor.as_ref()?).cloned();
+            let given = owned.iter().filter(|(_, o)| o.meta.held == Held::Superseded);
+            given.filter_map(|(name, o)| Some((name.clone(), heir(o)?))).collect()
+        };
+        for (name, heir) in given {
+            self.call(&heir, Request::Inherit { name }, LONG_CALL_TIMEOUT).await?;
         }
         // With one member left there is nobody for a second copy: it goes on with its own.
         let two_stay = stays(view, &me).nth(1).is_some();

@@ -147,7 +147,9 @@ impl Node {
             if h.owner.name == self.id().name {
                 return mine.ended == Some(h.owner.incarnation);
             }
-            (synced || mine.successor.is_some()) && h.left > since && !shown(&h.owner)
+            let had_it =
+                h.left > since && !shown(&h.owner) && !holders::leaves_traces(&view, h, since);
+            (synced || mine.successor.is_some()) && had_it
         });
         if newer_here || doubt {
             return wait("a node that may have had it next is not recovered".to_owned());

@@ -131,9 +131,9 @@ impl Node {
             })
         };
         match self.call(&member, request, LONG_CALL_TIMEOUT).await {
-            Ok(Reply::Prepared { key, region, versions }) => {
+            Ok(Reply::Prepared { key, region, versions, mark_to }) => {
                 let (name, holder) = (name.clone(), holder.clone());
-                Ok(Command::Prepared { name, holder, key, region, versions })
+                Ok(Command::Prepared { name, holder, key, region, versions, mark_to })
             }
             Ok(_) => Err(Failure::new(FailureKind::Internal, "an answer to something else")),
             Err(failure) => {
@@ -299,7 +299,7 @@ impl Node {
             self.data_plane.ask(|reply| Command::Revoke { key, reply }).await?;
             return Err(gone());
         }
-        Ok(Reply::Prepared { key, region: nonce, versions })
+        Ok(Reply::Prepared { key, region: nonce, versions, mark_to: region.free_mark() })
     }
 
     /// True when this node knows of a later ownership of the same checkpoint.

@@ -99,7 +99,7 @@ impl Node {
         self.recovering.borrow_mut().remove(&owner);
     }
 
-    /// True when nothing is left to do. `adopted` is what was found so far and by whom.
+    /// True when nothing is left to do. `adopted` is what has a new home so far, and where.
     async fn try_recover(
         self: &Rc<Self>,
         owner: &NodeId,
@@ -114,7 +114,11 @@ impl Node {
         let accounted_for = |holder: &NodeId| {
             let mut lives = view.holders.iter().filter(|h| h.owner.name == holder.name);
             fenced.contains_key(holder)
-                || !lives.any(|h| h.left > left && self.is_unsettled(&h.owner))
+                || !lives.any(|h| {
+                    h.left > left
+                        && self.is_unsettled(&h.owner)
+                        && !holders::leaves_traces(view, h, left)
+                })
         };
         let own = match runs.iter().flat_map(|run| &run.holders).all(accounted_for) {
             true => self.ask_owner(owner, view).await,
@@ -124,6 +128,9 @@ impl Node {
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
         names.dedup();
+        // Whoever adopted one and was lost since is recovered as its owner.
+        adopted.retain(|_, member| view.contains(&member.id));
+        let mut homes = adopted.clone();
         let mut done = true;
         for name in names {
             let kept = own.iter().find_map(|own| {
@@ -139,7 +146,7 @@ impl Node {
             match decision {
                 Decision::Exact { holder, .. } => {
                     let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
-                    adopted.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
+                    homes.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
                 }
                 Decision::Unavailable { holders } => {
                     let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
@@ -151,11 +158,11 @@ impl Node {
                 Decision::Nothing => self.drop_unsynced(owner, name).await,
             }
         }
-        // Whoever adopted one and was lost since is recovered as its owner.
-        adopted.retain(|_, member| view.contains(&member.id));
         let mut protected = true;
-        for (name, member) in adopted.iter() {
-            protected &= self.adopt_at(member, owner, name, view.number).await?;
+        for (name, member) in homes {
+            protected &= self.adopt_at(&member, owner, &name, view.number).await?;
+            // What was decided and not done is decided anew.
+            adopted.insert(name, member);
         }
         // Runs of which nobody can tell may have had checkpoints that nobody else has, but for the
         // owner itself.
@@ -263,7 +270,7 @@ impl Node {
         view: u64,
     ) -> Result<bool, Failure> {
         if member.id == self.id() {
-            return self.adopt(owner, name).await;
+            return self.adopt(owner, name, Some(view)).await;
         }
         let request = Request::Adopt { owner: owner.clone(), name: name.clone(), view };
         match self.call(member, request, LONG_CALL_TIMEOUT).await? {
@@ -283,14 +290,20 @@ impl Node {
 
     /// This node's mirror of a dead owner's checkpoint becomes the checkpoint, or its own copy if
     /// the owner was a life of its own. True when it, or whatever took its place since, has all its
-    /// copies.
+    /// copies. `decided_for` is the view of whoever decided that.
     pub(super) async fn adopt(
         self: &Rc<Self>,
         owner: &NodeId,
         name: &Name,
+        decided_for: Option<u64>,
     ) -> Result<bool, Failure> {
         let life = self.life.get();
         let _lock = self.lock(name).await;
+        // Decided for other members, or long ago: somebody else may have it since.
+        if decided_for.is_some_and(|view| self.view().is_none_or(|v| v.number != view)) {
+            let why = "the ring has changed since that was decided, or will here";
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
         // Whoever asks meanwhile waits, or this node does: see `Node::make`.
         self.creating.borrow_mut().insert(name.clone());
         let adopted = self.try_adopt(owner, name, life).await;
@@ -467,7 +480,8 @@ impl Node {
         self: &Rc<Self>,
         name: &Name,
     ) -> Result<Vec<(crate::membership::Member, Copy)>, Failure> {
-        if self.view().is_none() {
+        let asked_in = self.view().map(|view| view.number);
+        if asked_in.is_none() {
             return Err(Failure::new(FailureKind::Unavailable, "not in a ring now"));
         }
         let mut asked = Vec::new();
@@ -489,6 +503,10 @@ impl Node {
                 Ok((_, Ok(_))) => return Err(internal(&"an answer to something else")),
                 Err(error) => return Err(internal(&error)),
             }
+        }
+        if self.view().map(|view| view.number) != asked_in {
+            let why = "the ring changed meanwhile";
+            return Err(Failure::new(FailureKind::Unavailable, why));
         }
         Ok(found)
     }

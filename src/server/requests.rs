@@ -64,14 +64,12 @@ impl Node {
                 self.fence(&owner).await.map(Reply::Fenced)
             }
             Request::Adopt { owner, name, view } => {
-                if self.view().is_none_or(|v| v.number < view) {
-                    let why = "this node has not installed the view without that owner yet";
-                    return Err(Failure::new(FailureKind::Unavailable, why));
-                }
                 self.fence(&owner).await?;
-                self.adopt(&owner, &name).await.map(|protected| Reply::Adopted { protected })
+                self.adopt(&owner, &name, Some(view))
+                    .await
+                    .map(|protected| Reply::Adopted { protected })
             }
-            Request::Inherit { name } => self.adopt(&peer, &name).await.map(|_| Reply::Done),
+            Request::Inherit { name } => self.adopt(&peer, &name, None).await.map(|_| Reply::Done),
             Request::TakeOver { name, force, caller } => {
                 self.give_up(peer, name, force, caller).await
             }

@@ -178,6 +178,8 @@ pub enum Reply {
         region: u64,
         /// The verified version in each slot, 0 where there is none.
         versions: Vec<Version>,
+        /// Which of the two places takes the next sync mark.
+        mark_to: usize,
     },
     /// What a node has of a checkpoint.
     Located(Vec<Copy>),

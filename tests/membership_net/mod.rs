@@ -17,24 +17,12 @@ use ringkeep::{
     name::Name,
 };
 
+#[path = "../dice/mod.rs"]
+mod dice;
+
+pub(crate) use dice::Rng;
+
 pub(crate) const CLUSTER: u64 = 77;
-
-/// Seeded random numbers (splitmix64).
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
 
 /// What the links do, in percent and microseconds.
 #[derive(Clone, Copy)]

@@ -15,7 +15,7 @@ use crossbeam_utils::Backoff;
 use super::{
     Channels, LinkEnd, Notice, ReadError, Reply, Waiting,
     links::Links,
-    owned::{MirrorWork, Owned},
+    owned::{Granted, MirrorWork, Owned},
     sleep::{Rung, Sleeper, drain},
 };
 use crate::{
@@ -314,8 +314,8 @@ impl Engine {
     fn post_version(&mut self, index: usize, post: Post) -> bool {
         let Some(owned) = self.owned[index].as_mut() else { return false };
         let holder = owned.mirror.holder_at(post.at).clone();
-        let key = owned.keys.get(&holder).copied();
-        let (Some(conn), Some(key)) = (self.links.up(&holder), key) else {
+        let granted = owned.keys.get(&holder).copied();
+        let (Some(conn), Some(Granted { key, .. })) = (self.links.up(&holder), granted) else {
             owned.mirror.lost(&holder);
             return true;
         };
@@ -367,8 +367,8 @@ impl Engine {
     fn post_mark(&mut self, index: usize, at: usize, view: u64) -> bool {
         let Some(owned) = self.owned[index].as_mut() else { return false };
         let holder = owned.mirror.holder_at(at).clone();
-        let key = owned.keys.get(&holder).copied();
-        let (Some(conn), Some(key)) = (self.links.up(&holder), key) else {
+        let granted = owned.keys.get_mut(&holder);
+        let (Some(conn), Some(Granted { key, mark_to })) = (self.links.up(&holder), granted) else {
             owned.mirror.lost(&holder);
             return true;
         };
@@ -380,12 +380,14 @@ impl Engine {
             id: work.id,
             conn,
             memory: owned.memory,
-            key,
+            key: *key,
             stamp: Stamp { epoch: owned.epoch, view },
-            segments: &[Segment { local: MARK_AT, remote: MARK_AT, len: MARK_BYTES }],
+            segments: &[Segment { local: MARK_AT[0], remote: MARK_AT[*mark_to], len: MARK_BYTES }],
         });
         match posted {
             Ok(()) => {
+                // One at a time; if it fails, the holder is asked anew.
+                *mark_to = 1 - *mark_to;
                 owned.mirror.mark_posted(at, view, work.id.0);
                 owned.outstanding += 1;
                 true

@@ -144,7 +144,15 @@ pub enum Command {
     /// This node does not own the checkpoint any more. Answered when nothing of it is under way.
     Disown { name: Name, condition: Condition, reply: Reply<()> },
     /// A holder is ready for this checkpoint's mirror.
-    Prepared { name: Name, holder: NodeId, key: RemoteKey, region: u64, versions: Vec<Version> },
+    Prepared {
+        name: Name,
+        holder: NodeId,
+        key: RemoteKey,
+        region: u64,
+        versions: Vec<Version>,
+        /// Which of the two places takes the next sync mark.
+        mark_to: usize,
+    },
     /// A holder could not be made ready; ask again when it is wanted again.
     MirrorLost { name: Name, holder: NodeId },
     /// Keep the newest committed version from being overwritten while it is read.

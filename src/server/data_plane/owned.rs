@@ -51,13 +51,21 @@ impl MirrorWork {
     }
 }
 
+/// What a holder granted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Granted {
+    pub(super) key: RemoteKey,
+    /// Which of its two places takes the next sync mark: not the one of the last that is complete.
+    pub(super) mark_to: usize,
+}
+
 pub(super) struct Owned {
     pub(super) name: Name,
     pub(super) region: Region,
     pub(super) memory: MemoryId,
     pub(super) epoch: u64,
     pub(super) mirror: Mirror<NodeId>,
-    pub(super) keys: HashMap<NodeId, RemoteKey>,
+    pub(super) keys: HashMap<NodeId, Granted>,
     /// Posted and not completed.
     pub(super) outstanding: usize,
     pub(super) copies: Copies,

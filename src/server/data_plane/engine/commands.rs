@@ -11,7 +11,7 @@ use crate::{
     server::{
         data_plane::{
             Attachment, Command, Committed, LinkReport, Pinned, ReadError, Reply,
-            owned::{MirrorWork, Owned},
+            owned::{Granted, MirrorWork, Owned},
             sleep::drain,
         },
         holders,
@@ -98,9 +98,9 @@ impl Engine {
                 }
             }
             Command::Disown { name, condition, reply } => self.disown(&name, condition, reply),
-            Command::Prepared { name, holder, key, region, versions } => {
+            Command::Prepared { name, holder, key, region, versions, mark_to } => {
                 if let Some((index, owned)) = self.find(&name) {
-                    owned.keys.insert(holder.clone(), key);
+                    owned.keys.insert(holder.clone(), Granted { key, mark_to: mark_to % 2 });
                     owned.mirror.prepared(&holder, region, &versions);
                     self.drive(index, now_ns);
                 }

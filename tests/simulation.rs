@@ -1,0 +1,109 @@
+//! Whole rings in simulated time, with everything going wrong: the real membership, mirror, recovery
+//! and region code over the simulated transport. What is simulated and what was reached is in
+//! `docs/simulation.md`.
+//!
+//! A run that fails prints how to run it again, exactly:
+//! `RINGKEEP_SEED=… cargo test --test simulation one_run -- --nocapture`.
+#![cfg(feature = "server")]
+
+#[path = "simulation/copies.rs"]
+mod copies;
+#[allow(dead_code)]
+mod dice;
+#[path = "simulation/homes.rs"]
+mod homes;
+#[path = "simulation/oracle.rs"]
+mod oracle;
+#[path = "simulation/plane.rs"]
+mod plane;
+#[path = "simulation/rpc.rs"]
+mod rpc;
+#[path = "simulation/server.rs"]
+mod server;
+#[path = "simulation/storm.rs"]
+mod storm;
+#[path = "simulation/tally.rs"]
+mod tally;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::time::{Duration, Instant};
+
+use storm::run;
+use tally::Tally;
+use world::Params;
+
+/// A rule that is broken on purpose, in the world around the real code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mutant {
+    /// A holder goes on accepting an owner's writes after it said what it has (F1).
+    NoFence,
+    /// A recovery asks the newest holder and takes what it has (H5).
+    NewestHolderOnly,
+    /// A holder that was evicted erases its mirrors (H4).
+    WipedAtEviction,
+    /// A node that lost its memory goes on as the same life (V5).
+    Amnesia,
+}
+
+/// What a seed makes: its size, its copies and how long it storms.
+fn params(seed: u64) -> Params {
+    let nodes = [3, 4, 5, 5, 6, 7, 9, 12][(seed % 8) as usize];
+    let copies = if seed % 5 == 4 { 2 } else { 1 };
+    let storm = Duration::from_secs(20);
+    Params { seed, nodes, services: nodes.min(5), copies, storm, mutant: None, verbose: false }
+}
+
+/// Runs, and tells how to see it again if it fails.
+fn checked(params: Params) -> Tally {
+    match run(params) {
+        Ok(tally) => tally,
+        Err(_) => {
+            let again = run(Params { verbose: true, ..params });
+            let failure = again.err().unwrap_or_else(|| "NOT THE SAME AGAIN".to_owned());
+            panic!(
+                "{params:?}\nagain: RINGKEEP_SEED={} cargo test --test simulation one_run -- \
+                 --nocapture\n{failure}",
+                params.seed
+            );
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs until so many faults were injected.
+fn until(faults: u64, first_seed: u64) -> Tally {
+    let (begun, mut told) = (Instant::now(), Instant::now());
+    let mut tally = Tally::default();
+    for seed in first_seed.. {
+        tally.merge(&checked(params(seed)));
+        if tally.faults() >= faults {
+            break;
+        }
+        if told.elapsed() > Duration::from_secs(30) {
+            told = Instant::now();
+            println!("{} of {faults} faults, {:.0?}", tally.faults(), begun.elapsed());
+        }
+    }
+    println!("{tally}\n{:.0?}", begun.elapsed());
+    tally
+}
+
+#[test]
+fn one_run() {
+    if let Some(seed) = number("RINGKEEP_SEED") {
+        match run(Params { verbose: true, ..params(seed) }) {
+            Ok(tally) => println!("{tally}"),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens() {
+    let tally = until(number("RINGKEEP_FAULTS").unwrap_or(20_000), 1);
+    assert!(tally.acknowledged > 0 && tally.adopted > 0);
+}

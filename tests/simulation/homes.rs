@@ -1,0 +1,660 @@
+//! Finding new homes for what a lost node had, and for what nobody counts on any more: as
+//! `src/server/recover.rs`, `leftovers.rs`, `take_over.rs` and `leave.rs`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use ringkeep::{
+    membership::{Event, Member, NodeId, View},
+    name::Name,
+    recovery::{Decision, Report, Run, choose, in_owners_memory, with_owner},
+    transport::{Access, Purpose, Terms, Transport},
+};
+
+use crate::{
+    Mutant,
+    copies::new_region,
+    rpc::{Copy, Failure, FencedCopy, Reply, Request, Standing},
+    server::{Held, LONG_CALL_TIMEOUT, Owned, Server, caretaker, leaves_traces, runs},
+    world::{Kept, Meta},
+};
+
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+const LOOK_AFTER: Duration = Duration::from_millis(500);
+const LEAVE_LOOK_AFTER: Duration = Duration::from_millis(20);
+
+/// What a holder of an owner's mirrors has, said after it was fenced.
+struct Fenced {
+    by: Member,
+    copies: Vec<FencedCopy>,
+}
+
+impl Fenced {
+    fn report(&self, name: &Name) -> Report {
+        let copy = self.copies.iter().find(|copy| copy.name == *name);
+        let (mark, version) = copy.map_or((None, 0), |copy| (copy.mark, copy.version));
+        Report { mark, version }
+    }
+}
+
+impl Server {
+    // Recovery.
+
+    /// What a new view asks of this node.
+    pub(crate) fn fence_the_gone(self: &Rc<Self>, view: &Arc<View>) {
+        for gone in view.holders.iter().filter(|h| !view.contains(&h.owner)) {
+            // F1: whatever is recovered later, this owner writes here no more.
+            self.fence_quickly(&gone.owner);
+            if caretaker(view, &gone.owner) == Some(&self.id())
+                && self.recovering.borrow_mut().insert(gone.owner.clone())
+            {
+                self.spawn(self.clone().recover_owner(gone.owner.clone()));
+            }
+        }
+    }
+
+    /// Finds a home for each checkpoint of an owner that left the ring, and tells the membership
+    /// when all of them have all their copies again.
+    async fn recover_owner(self: Rc<Self>, owner: NodeId) {
+        let mut adopted = BTreeMap::new();
+        while let Some(view) = self.view() {
+            let mine = caretaker(&view, &owner) == Some(&self.id());
+            if view.contains(&owner) || !mine || !self.is_alive() {
+                break;
+            }
+            if self.try_recover(&owner, &view, &mut adopted).await == Ok(true) {
+                self.world.log(|| format!("{} has settled {owner}", self.id()));
+                self.event(Event::OwnerSettled { owner: owner.clone() });
+                break;
+            }
+            self.sleep(RETRY_AFTER).await;
+        }
+        self.recovering.borrow_mut().remove(&owner);
+    }
+
+    async fn try_recover(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        view: &View,
+        adopted: &mut BTreeMap<Name, Member>,
+    ) -> Result<bool, Failure> {
+        let mut runs = runs(view, owner);
+        if self.world.params.mutant == Some(Mutant::NewestHolderOnly) {
+            runs.drain(..runs.len().saturating_sub(1));
+            runs.iter_mut().for_each(|run| run.since = 0);
+        }
+        let fenced = self.fence_holders(owner, view, &runs).await;
+        // Exact, unless one of those who may have adopted something is lost without a trace: a
+        // holder, in whichever life, that was there after the owner left.
+        let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
+        let accounted_for = |holder: &NodeId| {
+            let mut lives = view.holders.iter().filter(|h| h.owner.name == holder.name);
+            fenced.contains_key(holder)
+                || !lives.any(|h| {
+                    h.left > left && self.is_unsettled(&h.owner) && !leaves_traces(view, h, left)
+                })
+        };
+        let own = match runs.iter().flat_map(|run| &run.holders).all(accounted_for) {
+            true => self.ask_owner(owner, view).await,
+            false => None,
+        };
+        let answers = || fenced.values().chain(&own);
+        let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        // Whoever adopted one and was lost since is recovered as its owner.
+        adopted.retain(|_, member| view.contains(&member.id));
+        let mut homes = adopted.clone();
+        let mut done = true;
+        for name in names {
+            let kept = own.iter().find_map(|own| {
+                let copy = own.copies.iter().find(|copy| copy.name == *name)?;
+                Some((own, copy.version))
+            });
+            let decision = match kept {
+                Some((_, version)) => choose(&with_owner(&runs, owner), |holder| {
+                    (holder == owner).then(|| in_owners_memory(version))
+                }),
+                None => choose(&runs, |holder| fenced.get(holder).map(|f| f.report(name))),
+            };
+            self.world.log(|| format!("{}: {name} of {owner}: {decision:?}", self.id()));
+            match decision {
+                Decision::Exact { holder, .. } => {
+                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
+                    homes.insert(name.clone(), by.ok_or(Failure::Unavailable)?);
+                }
+                Decision::Unavailable { .. } => done = false,
+                // Nobody was ever told that it is mirrored.
+                Decision::Nothing => {
+                    let _lock = self.lock(name).await;
+                    self.drop_mirror(&(name.clone(), owner.clone()));
+                }
+            }
+        }
+        let mut protected = true;
+        for (name, member) in homes {
+            protected &= self.adopt_at(&member, owner, &name, view.number).await?;
+            // What was decided and not done is decided anew.
+            adopted.insert(name, member);
+        }
+        // Runs of which nobody can tell may have had checkpoints that nobody else has, but for the
+        // owner itself.
+        let nobody = |run: &Run<NodeId>| {
+            !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
+        };
+        let rehomed = done && (own.is_some() || !runs.iter().any(nobody));
+        Ok(rehomed && protected)
+    }
+
+    /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
+    async fn fence_holders(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        view: &View,
+        runs: &[Run<NodeId>],
+    ) -> BTreeMap<NodeId, Fenced> {
+        let holders: BTreeSet<&NodeId> = runs.iter().flat_map(|run| &run.holders).collect();
+        let mut fenced = BTreeMap::new();
+        for holder in holders {
+            let lives = view.ring.iter().filter(|m| m.id.name == holder.name);
+            let Some(member) = lives.max_by_key(|m| m.id == *holder) else { continue };
+            let copies = if member.id == self.id() {
+                if !self.has_memory_of(holder) {
+                    continue;
+                }
+                Ok(self.fence(owner))
+            } else {
+                let (owner, holder) = (owner.clone(), holder.clone());
+                let request = Request::Fence { owner, holder, view: view.number };
+                match self.call(member, request, LONG_CALL_TIMEOUT).await {
+                    Ok(Reply::Fenced(copies)) => Ok(copies),
+                    Ok(_) => Err(Failure::Unavailable),
+                    Err(failure) => Err(failure),
+                }
+            };
+            if let Ok(copies) = copies {
+                fenced.insert(holder.clone(), Fenced { by: member.clone(), copies });
+            }
+        }
+        fenced
+    }
+
+    /// Asks a later life of a lost owner what it still has of that one.
+    async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
+        let by = view.ring.iter().find(|member| member.id.name == owner.name)?.clone();
+        if by.id == self.id() {
+            let copies = self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;
+            return Some(Fenced { by, copies });
+        }
+        let (owner, holder) = (owner.clone(), owner.clone());
+        let request = Request::Fence { owner, holder, view: view.number };
+        match self.call(&by, request, LONG_CALL_TIMEOUT).await {
+            Ok(Reply::Fenced(copies)) => Some(Fenced { by, copies }),
+            _ => None,
+        }
+    }
+
+    /// What a former life of this node owned when it ended.
+    pub(crate) fn copies_of_ended(&self, life: &NodeId) -> Vec<FencedCopy> {
+        let owned = self.owned.borrow();
+        let theirs = owned.iter().filter(|(_, o)| self.is_of_ended(&o.kept.meta, life));
+        let copy = |(name, o): (&Name, &Owned)| {
+            let version = o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence);
+            FencedCopy { name: name.clone(), mark: None, version }
+        };
+        theirs.map(copy).collect()
+    }
+
+    /// Whether a copy was that life's when the life ended, and nobody else's since.
+    fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
+        meta.superseded
+            && meta.ended == Some(life.incarnation)
+            && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+    }
+
+    /// Whether an owner left the ring and its checkpoints are not all recovered.
+    fn is_unsettled(&self, owner: &NodeId) -> bool {
+        let listed = |view: &View| view.holders.iter().any(|h| h.owner == *owner);
+        let gone = self.view().is_some_and(|view| !view.contains(owner) && listed(&view));
+        gone && !self.is_settled(owner)
+    }
+
+    async fn adopt_at(
+        self: &Rc<Self>,
+        member: &Member,
+        owner: &NodeId,
+        name: &Name,
+        view: u64,
+    ) -> Result<bool, Failure> {
+        if member.id == self.id() {
+            return self.adopt(owner, name, Some(view)).await;
+        }
+        let request = Request::Adopt { owner: owner.clone(), name: name.clone(), view };
+        match self.call(member, request, LONG_CALL_TIMEOUT).await? {
+            Reply::Adopted { protected } => Ok(protected),
+            _ => Err(Failure::Unavailable),
+        }
+    }
+
+    /// This node's mirror of a dead owner's checkpoint becomes the checkpoint, or its own copy if
+    /// the owner was a life of its own. True when it, or whatever took its place since, has all its
+    /// copies.
+    pub(crate) async fn adopt(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        name: &Name,
+        decided_for: Option<u64>,
+    ) -> Result<bool, Failure> {
+        let life = self.life.get();
+        let _lock = self.lock(name).await;
+        // Decided for other members, or long ago: somebody else may have it since.
+        if decided_for.is_some_and(|view| self.view().is_none_or(|v| v.number != view)) {
+            return Err(Failure::Unavailable);
+        }
+        self.creating.borrow_mut().insert(name.clone());
+        let adopted = self.try_adopt(owner, name, life).await;
+        self.creating.borrow_mut().remove(name);
+        adopted
+    }
+
+    async fn try_adopt(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        name: &Name,
+        life: u64,
+    ) -> Result<bool, Failure> {
+        let id = (name.clone(), owner.clone());
+        let Some(mine) = self.mirrors.borrow().get(&id).map(|m| m.kept.meta.clone()) else {
+            let Some(mine) = self.meta_of(name).filter(|meta| self.is_of_ended(meta, owner)) else {
+                let mine = self.owns(name);
+                return Ok(!mine || self.synced_views.borrow().contains_key(name));
+            };
+            return match self.taken_over_already(name, &mine).await? {
+                Some(successor) => Ok(successor.synced),
+                None => self.go_on_with(name, mine, life).map(|()| false),
+            };
+        };
+        if let Some(successor) = self.taken_over_already(name, &mine).await? {
+            return Ok(successor.synced);
+        }
+        if self.life.get() != life || !self.is_alive() {
+            return Err(Failure::Unavailable);
+        }
+        // An own older copy that was superseded once gives way.
+        self.drop_owned(name);
+        let Some(mirror) = self.mirrors.borrow_mut().remove(&id) else {
+            return Err(Failure::Unavailable);
+        };
+        if let Some(memory) = mirror.memory {
+            let _ = self.transport.borrow_mut().deregister(memory);
+        }
+        let region = mirror.kept.region;
+        // What was on its way when the owner died may have left a record without its payload.
+        for slot in 0..region.layout().slots() {
+            if region.record(slot).is_ok() && region.verify(slot).is_err() {
+                region.invalidate(slot);
+            }
+        }
+        let meta =
+            Meta { epoch: self.epoch_after(mine.epoch), superseded: false, ended: None, ..mine };
+        self.world.log(|| format!("{} adopts {name} of {owner}, epoch {}", self.id(), meta.epoch));
+        self.world.tally.borrow_mut().adopted += 1;
+        let kept = Kept { meta, region };
+        self.keep_owned(name, &kept);
+        self.erase_mirror(&id);
+        self.owned.borrow_mut().insert(name.clone(), Owned { kept, plane: None });
+        self.serve(name, true);
+        Ok(false)
+    }
+
+    /// Who has a later epoch of this mirror's checkpoint. An error while it is not clear who will.
+    async fn taken_over_already(
+        self: &Rc<Self>,
+        name: &Name,
+        mine: &Meta,
+    ) -> Result<Option<Copy>, Failure> {
+        let mut later: Vec<Copy> = self.locate(name).await?.into_iter().map(|(_, c)| c).collect();
+        if later.iter().any(|c| c.standing == Standing::Creating) {
+            return Err(Failure::Unavailable);
+        }
+        later.extend(self.located(name));
+        later.retain(|c| c.standing != Standing::Creating); // this node's own flag
+        let same = |c: &Copy| c.checkpoint == mine.checkpoint;
+        let owns = |c: &Copy| c.standing == Standing::Owns;
+        // Also an owner that gave it up once and went on with it after all.
+        later.retain(|c| same(c) && c.epoch >= mine.epoch + u64::from(!owns(c)));
+        if let Some(at) = later.iter().position(owns) {
+            return Ok(Some(later.swap_remove(at)));
+        }
+        // A copy that was superseded proves a later owner, and is not where that one's is now.
+        match later.iter().position(|c| c.synced && c.standing != Standing::Superseded) {
+            Some(at) => Ok(Some(Copy { synced: false, ..later.swap_remove(at) })),
+            None if later.is_empty() => Ok(None),
+            None => Err(Failure::Unavailable),
+        }
+    }
+
+    /// The epoch of an ownership that follows one of this epoch and begins now.
+    fn epoch_after(&self, epoch: u64) -> u64 {
+        let view = self.view().map_or(0, |view| view.number);
+        view.max(epoch + 1)
+    }
+
+    /// A copy that was superseded is the present one again: nobody has a newer one.
+    fn go_on_with(self: &Rc<Self>, name: &Name, mine: Meta, life: u64) -> Result<(), Failure> {
+        let kept = {
+            let mut owned = self.owned.borrow_mut();
+            let Some(owned) = owned.get_mut(name) else { return Ok(()) };
+            // Its last requests may be on their way.
+            if owned.plane.is_some() || self.life.get() != life || !self.is_alive() {
+                return Err(Failure::Unavailable);
+            }
+            let epoch = self.epoch_after(mine.epoch);
+            let (superseded, successor, ended) = (false, None, None);
+            owned.kept.meta = Meta { epoch, superseded, successor, ended, ..mine };
+            owned.kept.clone()
+        };
+        self.world.log(|| format!("{} goes on with its old {name}", self.id()));
+        self.keep_owned(name, &kept);
+        self.serve(name, true);
+        Ok(())
+    }
+
+    // Leftovers.
+
+    pub(crate) async fn run_leftovers(self: Rc<Self>) {
+        while self.is_alive() {
+            if self.is_member() {
+                self.look_after_leftovers().await;
+            }
+            self.sleep(LOOK_AFTER).await;
+        }
+    }
+
+    /// Mirrors of owners whose predecessor this node is not, and for whose recovery nobody will
+    /// ask it.
+    fn left_over_mirrors(&self) -> Vec<(Name, NodeId)> {
+        let Some(view) = self.view() else { return Vec::new() };
+        let me = self.id();
+        let left_over = |owner: &NodeId| {
+            !view.predecessors(owner).iter().any(|m| m.id == me)
+                && runs(&view, owner).iter().all(|run| !run.holders.contains(&me))
+        };
+        self.mirrors.borrow().keys().filter(|(_, owner)| left_over(owner)).cloned().collect()
+    }
+
+    async fn look_after_leftovers(self: &Rc<Self>) {
+        let old: Vec<Name> = {
+            let owned = self.owned.borrow();
+            let old = owned.iter().filter(|(_, o)| o.kept.meta.superseded);
+            old.map(|(name, _)| name.clone()).collect()
+        };
+        for name in old {
+            let _ = self.settle_old_copy(&name).await;
+        }
+        for id in self.left_over_mirrors() {
+            let _lock = self.lock(&id.0).await;
+            let known = |m: &Held| (m.kept.meta.clone(), m.kept.region.mark().is_ok());
+            let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
+            let Ok(copies) = self.locate(&id.0).await else { continue };
+            let Some(view) = self.view() else { return };
+            if replaced(&mine, &copies, mine.epoch)
+                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+            {
+                self.drop_mirror(&id);
+            }
+        }
+    }
+
+    /// An old copy of this node's own goes when a newer one has two copies, and comes back to life
+    /// when nobody has, or will have, a newer one.
+    async fn settle_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
+        let _lock = self.lock(name).await;
+        self.creating.borrow_mut().insert(name.clone());
+        let settled = self.try_settle(name).await;
+        self.creating.borrow_mut().remove(name);
+        settled
+    }
+
+    async fn try_settle(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
+        let copies = self.locate(name).await?;
+        let Some(mine) = self.meta_of(name).filter(|meta| meta.superseded) else { return Ok(()) };
+        let life = self.life.get();
+        if replaced(&mine, &copies, mine.epoch + 1) {
+            self.drop_owned(name);
+            return Ok(());
+        }
+        let view = self.view().ok_or(Failure::Unavailable)?;
+        let same = |c: &Copy| c.checkpoint == mine.checkpoint;
+        // An owner of whichever epoch, one on its way, or anything newer.
+        let later = |c: &Copy| c.standing == Standing::Owns || c.epoch > mine.epoch || !same(c);
+        if copies.iter().any(|(_, c)| later(c)) {
+            return Err(Failure::Unavailable);
+        }
+        let newer_here = {
+            let mirrors = self.mirrors.borrow();
+            mirrors.iter().any(|((n, _), m)| n == name && m.kept.meta.epoch > mine.epoch)
+        };
+        // Who is not recovered yet and was a member after this copy's last sync may have had it next,
+        // but for those that show an older one. If they never can be, because all that had their
+        // copies lost their memory, then neither can this: it may be older. What this life never
+        // mirrored nobody had next.
+        let mark = self.owned.borrow().get(name).and_then(|o| o.kept.region.mark().ok());
+        let synced = mark.is_some_and(|mark| mark.epoch >= mine.epoch);
+        let since = mark.map_or(0, |mark| mark.view);
+        let shown = |owner: &NodeId| {
+            copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
+        };
+        let doubt = view.holders.iter().filter(|h| self.is_unsettled(&h.owner)).any(|h| {
+            if h.owner.name == self.id().name {
+                return mine.ended == Some(h.owner.incarnation);
+            }
+            let had_it = h.left > since && !shown(&h.owner) && !leaves_traces(&view, h, since);
+            (synced || mine.successor.is_some()) && had_it
+        });
+        if newer_here || doubt {
+            return Err(Failure::Unavailable);
+        }
+        self.go_on_with(name, mine, life)
+    }
+
+    // Services.
+
+    /// Makes this node's checkpoint, once.
+    pub(crate) async fn run_home(self: Rc<Self>) {
+        let name = home_of(self.at);
+        while self.is_alive() {
+            let born = self.world.oracle.borrow().is_born(&name);
+            if !born && self.is_member() && !self.leaving.get() {
+                let checkpoint = self.world.count();
+                let meta = Meta {
+                    checkpoint,
+                    epoch: 1,
+                    superseded: false,
+                    successor: None,
+                    ended: None,
+                    nonce: self.world.count(),
+                };
+                let kept = Kept { meta, region: new_region(checkpoint) };
+                self.keep_owned(&name, &kept);
+                self.owned.borrow_mut().insert(name.clone(), Owned { kept, plane: None });
+                self.serve(&name, false);
+            }
+            self.sleep(LOOK_AFTER).await;
+        }
+    }
+
+    /// Takes a checkpoint over from whoever owns it.
+    pub(crate) async fn take_over(self: Rc<Self>, name: Name) {
+        let _lock = self.lock(&name).await;
+        if self.owns(&name) || self.leaving.get() {
+            return;
+        }
+        self.creating.borrow_mut().insert(name.clone());
+        let taken = self.try_take_over(&name).await;
+        self.world.log(|| format!("{} takes over {name}: {taken:?}", self.id()));
+        self.creating.borrow_mut().remove(&name);
+    }
+
+    async fn try_take_over(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
+        let life = self.life.get();
+        let copies = self.locate(name).await?;
+        if copies.iter().any(|(_, c)| c.standing == Standing::Creating) {
+            return Err(Failure::Unavailable);
+        }
+        let owner = copies.iter().filter(|(_, c)| c.standing == Standing::Owns);
+        let (from, _) = owner.max_by_key(|(_, c)| c.epoch).ok_or(Failure::Unavailable)?;
+        self.link(from).await?;
+        let request = Request::TakeOver { name: name.clone() };
+        let reply = self.call(from, request, LONG_CALL_TIMEOUT).await?;
+        let Reply::Granted { key, checkpoint, epoch, newest } = reply else {
+            return Err(Failure::Unavailable);
+        };
+        let region = new_region(checkpoint);
+        if let Some((slot, version)) = newest {
+            self.read_slot(&from.id, key, slot, &region).await?;
+            if region.verify(0).ok().map(|record| record.sequence) != Some(version) {
+                return Err(Failure::Unavailable);
+            }
+        }
+        let nonce = self.world.count();
+        let (epoch, superseded, successor, ended) = (self.epoch_after(epoch), false, None, None);
+        let meta = Meta { checkpoint, epoch, superseded, successor, ended, nonce };
+        let mut kept = Kept { meta, region };
+        self.drop_owned(name); // an older copy of this node's own
+        let still = self.life.get() == life && self.is_alive();
+        kept.meta.superseded = !still; // evicted meanwhile
+        self.keep_owned(name, &kept);
+        self.owned.borrow_mut().insert(name.clone(), Owned { kept, plane: None });
+        if still {
+            self.serve(name, true);
+        }
+        Ok(())
+    }
+
+    /// A peer takes a checkpoint over: this node stops serving it and lets the peer read.
+    pub(crate) async fn give_up(
+        self: &Rc<Self>,
+        to: &NodeId,
+        name: Name,
+    ) -> Result<Reply, Failure> {
+        let _lock = self.lock(&name).await;
+        let meta = self.meta_of(&name).ok_or(Failure::Unavailable)?;
+        let repeated = meta.superseded && meta.successor.as_ref() == Some(to);
+        if meta.superseded && !repeated {
+            return Err(Failure::Unavailable);
+        }
+        if !repeated {
+            self.supersede(&name, Some(to.clone()));
+            self.clone().disown(name.clone()).await;
+        }
+        let owned = self.owned.borrow();
+        let region = &owned.get(&name).ok_or(Failure::Unavailable)?.kept.region;
+        let newest = region.newest_by_record().map(|f| (f.slot, f.record.sequence));
+        let conn = self.links.borrow().incoming(to).ok_or(Failure::Unavailable)?;
+        let mut transport = self.transport.borrow_mut();
+        let memory = transport.register(region.mapping().clone(), Purpose::Grant);
+        let memory = memory.map_err(|_| Failure::Unavailable)?;
+        let terms = Terms { epoch: 0, view_min: 0 };
+        let key = transport.grant(conn, memory, Access::Read, terms);
+        let key = key.map_err(|_| Failure::Unavailable)?;
+        Ok(Reply::Granted { key, checkpoint: meta.checkpoint, epoch: meta.epoch, newest })
+    }
+
+    // Leaving.
+
+    /// Leaves the ring in order, if there is one that goes on without this node.
+    pub(crate) async fn leave(self: Rc<Self>) {
+        let others = self.view().is_some_and(|view| stays(&view, &self.id()).next().is_some());
+        if !others || self.leaving.replace(true) {
+            return;
+        }
+        self.world.log(|| format!("{} leaves", self.id()));
+        self.event(Event::Leave);
+        while self.is_alive() {
+            let Some(view) = self.view() else { return };
+            if view.is_leaving(&self.id()) && self.hand_over(&view).await == Ok(true) {
+                self.event(Event::HandedOver);
+            }
+            self.sleep(LEAVE_LOOK_AFTER).await;
+        }
+    }
+
+    /// Hands over what can be handed over now. True when nobody counts on anything here any more.
+    async fn hand_over(self: &Rc<Self>, view: &View) -> Result<bool, Failure> {
+        let me = self.id();
+        let served: Vec<Name> = {
+            let owned = self.owned.borrow();
+            owned.iter().filter(|(_, o)| o.plane.is_some()).map(|(name, _)| name.clone()).collect()
+        };
+        if let Some(heir) = view.predecessor(&me) {
+            for name in served.iter().filter(|name| self.is_mirrored_at(name, &heir.id)) {
+                self.bequeath(name, heir).await?;
+            }
+        }
+        // The heir may not have been able to take it when it was told first.
+        let given: Vec<(Name, Member)> = {
+            let owned = self.owned.borrow();
+            let heir = |o: &Owned| view.member(o.kept.meta.successor.as_ref()?).cloned();
+            let given = owned.iter().filter(|(_, o)| o.kept.meta.superseded);
+            given.filter_map(|(name, o)| Some((name.clone(), heir(o)?))).collect()
+        };
+        for (name, heir) in given {
+            self.call(&heir, Request::Inherit { name }, LONG_CALL_TIMEOUT).await?;
+        }
+        let two_stay = stays(view, &me).nth(1).is_some();
+        let owned_rest = self.owned.borrow().values().any(|owned| {
+            let given = owned.kept.meta.superseded && owned.kept.meta.successor.is_some();
+            !given || two_stay
+        });
+        let mirrors_rest = self.mirrors.borrow().keys().any(|(_, owner)| {
+            // Of an owner that is gone: its recovery is not done.
+            !view.contains(owner) || !view.predecessors(owner).is_empty()
+        });
+        Ok(!owned_rest && !mirrors_rest)
+    }
+
+    /// Gives an owned checkpoint to the member that holds its mirror.
+    async fn bequeath(self: &Rc<Self>, name: &Name, heir: &Member) -> Result<(), Failure> {
+        // All the while: nobody may take the copy here for one that nobody else has.
+        let _lock = self.lock(name).await;
+        if !self.owns(name) {
+            return Ok(());
+        }
+        self.supersede(name, Some(heir.id.clone()));
+        self.clone().disown(name.clone()).await;
+        self.call(heir, Request::Inherit { name: name.clone() }, LONG_CALL_TIMEOUT).await?;
+        Ok(())
+    }
+}
+
+pub(crate) fn home_of(at: usize) -> Name {
+    Name::new(&format!("c{at:04}")).expect("a name")
+}
+
+/// The ring members besides `me` that are not leaving.
+fn stays<'a>(view: &'a View, me: &NodeId) -> impl Iterator<Item = &'a Member> {
+    let me = me.clone();
+    view.ring.iter().filter(move |m| m.id != me && !view.is_leaving(&m.id))
+}
+
+/// Whether a copy of at least this epoch has an owner that had all its mirrors, and one of those is
+/// there.
+fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
+    let same = |c: &Copy| c.checkpoint == mine.checkpoint;
+    copies.iter().any(|(owner, owned)| {
+        same(owned)
+            && owned.standing == Standing::Owns
+            && owned.epoch >= epoch
+            && owned.synced
+            && copies.iter().any(|(_, mirror)| {
+                mirror.synced
+                    && mirror.standing == Standing::Holds(owner.id.clone())
+                    && (mirror.checkpoint, mirror.epoch) == (owned.checkpoint, owned.epoch)
+            })
+    })
+}

@@ -1,0 +1,58 @@
+//! What servers ask each other.
+
+use ringkeep::{commit::Version, membership::NodeId, name::Name, transport::RemoteKey};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Perhaps later.
+    Unavailable,
+    /// Not any more.
+    Fenced,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Request {
+    Link { offer: Vec<u8> },
+    Prepare { name: Name, checkpoint: u64, epoch: u64, view: u64 },
+    Confirm { name: Name, checkpoint: u64, epoch: u64, holders: Vec<NodeId>, view: u64 },
+    Locate { name: Name },
+    Fence { owner: NodeId, holder: NodeId, view: u64 },
+    Adopt { owner: NodeId, name: Name, view: u64 },
+    Inherit { name: Name },
+    TakeOver { name: Name },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Reply {
+    Done,
+    Link { answer: Vec<u8> },
+    Prepared { key: RemoteKey, region: u64, versions: Vec<Version>, mark_to: usize },
+    Located(Vec<Copy>),
+    Fenced(Vec<FencedCopy>),
+    Adopted { protected: bool },
+    Granted { key: RemoteKey, checkpoint: u64, epoch: u64, newest: Option<(usize, Version)> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Owns,
+    Superseded,
+    Creating,
+    Holds(NodeId),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Copy {
+    pub(crate) standing: Standing,
+    pub(crate) checkpoint: u64,
+    pub(crate) epoch: u64,
+    /// A mirror: its owner synced it. An owned one: all its mirrors are synced.
+    pub(crate) synced: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct FencedCopy {
+    pub(crate) name: Name,
+    pub(crate) mark: Option<u64>,
+    pub(crate) version: Version,
+}
