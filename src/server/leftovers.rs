@@ -143,14 +143,19 @@ impl Node {
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
         };
-        let doubt = view.holders.iter().filter(|h| self.is_unsettled(&h.owner)).any(|h| {
-            if h.owner.name == self.id().name {
-                return mine.ended == Some(h.owner.incarnation);
+        let mut doubt = false;
+        for gone in view.holders.iter().filter(|h| self.is_unsettled(&h.owner)) {
+            if gone.owner.name == self.id().name {
+                doubt |= mine.ended == Some(gone.owner.incarnation);
+            } else if (synced || mine.successor.is_some()) && gone.left > since {
+                let known = shown(&gone.owner) || holders::leaves_traces(&view, gone, since);
+                doubt |= !known && self.ask_owner(&gone.owner, &view).await.is_none();
             }
-            let had_it =
-                h.left > since && !shown(&h.owner) && !holders::leaves_traces(&view, h, since);
-            (synced || mine.successor.is_some()) && had_it
-        });
+        }
+        // Asking took its time.
+        if self.view().is_none_or(|v| v.number != view.number) || self.life.get() != life {
+            return wait("the ring changed meanwhile".to_owned());
+        }
         if newer_here || doubt {
             return wait("a node that may have had it next is not recovered".to_owned());
         }

@@ -26,7 +26,7 @@ use crate::{
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// What a holder of an owner's mirrors has, said after it was fenced.
-struct Fenced {
+pub(super) struct Fenced {
     /// Who says so: the holder itself, or a later life of it.
     by: Member,
     copies: Vec<FencedCopy>,
@@ -108,22 +108,16 @@ impl Node {
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Exact, unless one of those who may have adopted something is lost without a trace: a
-        // holder, in whichever life, that was there after the owner left.
+        // Exact, unless somebody that was there after the owner left, and may have had something next,
+        // is lost without a trace.
         let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
-        let accounted_for = |holder: &NodeId| {
-            let mut lives = view.holders.iter().filter(|h| h.owner.name == holder.name);
-            fenced.contains_key(holder)
-                || !lives.any(|h| {
-                    h.left > left
-                        && self.is_unsettled(&h.owner)
-                        && !holders::leaves_traces(view, h, left)
-                })
-        };
-        let own = match runs.iter().flat_map(|run| &run.holders).all(accounted_for) {
-            true => self.ask_owner(owner, view).await,
-            false => None,
-        };
+        let mut lost = false;
+        for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
+            let known = fenced.keys().any(|holder| holder.name == gone.owner.name)
+                || holders::leaves_traces(view, gone, left);
+            lost |= !known && self.ask_owner(&gone.owner, view).await.is_none();
+        }
+        let own = if lost { None } else { self.ask_owner(owner, view).await };
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
@@ -215,7 +209,7 @@ impl Node {
     }
 
     /// Asks a later life of a lost owner what it still has of that one.
-    async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
+    pub(super) async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
         let by = view.ring.iter().find(|member| member.id.name == owner.name)?.clone();
         if by.id == self.id() {
             let copies = self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;

@@ -11,7 +11,6 @@ use ringkeep::{
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::{
-    Mutant,
     oracle::PAYLOAD_BYTES,
     rpc::{Copy, Failure, FencedCopy, Reply, Request, Standing},
     server::{Held, LONG_CALL_TIMEOUT, Server},
@@ -261,9 +260,6 @@ impl Server {
 
     /// Stops accepting an owner's writes (rule F1).
     pub(crate) fn fence_quickly(&self, owner: &NodeId) {
-        if self.world.params.mutant == Some(Mutant::NoFence) {
-            return;
-        }
         let mut mirrors = self.mirrors.borrow_mut();
         for (_, mirror) in mirrors.iter_mut().filter(|((_, o), _)| o == owner) {
             mirror.fenced = true;

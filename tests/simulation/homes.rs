@@ -88,20 +88,16 @@ impl Server {
             runs.iter_mut().for_each(|run| run.since = 0);
         }
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Exact, unless one of those who may have adopted something is lost without a trace: a
-        // holder, in whichever life, that was there after the owner left.
+        // Exact, unless somebody that was there after the owner left, and may have had something next,
+        // is lost without a trace.
         let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
-        let accounted_for = |holder: &NodeId| {
-            let mut lives = view.holders.iter().filter(|h| h.owner.name == holder.name);
-            fenced.contains_key(holder)
-                || !lives.any(|h| {
-                    h.left > left && self.is_unsettled(&h.owner) && !leaves_traces(view, h, left)
-                })
-        };
-        let own = match runs.iter().flat_map(|run| &run.holders).all(accounted_for) {
-            true => self.ask_owner(owner, view).await,
-            false => None,
-        };
+        let mut lost = false;
+        for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
+            let known = fenced.keys().any(|holder| holder.name == gone.owner.name)
+                || leaves_traces(view, gone, left);
+            lost |= !known && self.ask_owner(&gone.owner, view).await.is_none();
+        }
+        let own = if lost { None } else { self.ask_owner(owner, view).await };
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
@@ -449,13 +445,19 @@ impl Server {
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
         };
-        let doubt = view.holders.iter().filter(|h| self.is_unsettled(&h.owner)).any(|h| {
-            if h.owner.name == self.id().name {
-                return mine.ended == Some(h.owner.incarnation);
+        let mut doubt = false;
+        for gone in view.holders.iter().filter(|h| self.is_unsettled(&h.owner)) {
+            if gone.owner.name == self.id().name {
+                doubt |= mine.ended == Some(gone.owner.incarnation);
+            } else if (synced || mine.successor.is_some()) && gone.left > since {
+                let known = shown(&gone.owner) || leaves_traces(&view, gone, since);
+                doubt |= !known && self.ask_owner(&gone.owner, &view).await.is_none();
             }
-            let had_it = h.left > since && !shown(&h.owner) && !leaves_traces(&view, h, since);
-            (synced || mine.successor.is_some()) && had_it
-        });
+        }
+        // Asking took its time.
+        if self.view().is_none_or(|v| v.number != view.number) || self.life.get() != life {
+            return Err(Failure::Unavailable);
+        }
         if newer_here || doubt {
             return Err(Failure::Unavailable);
         }

@@ -53,8 +53,6 @@ struct History {
     written: BTreeMap<u64, (Version, u64)>,
     /// The last acknowledged version, and what it says of itself.
     acknowledged: (Version, u64),
-    /// The version that was recovered last.
-    recovered: u64,
     /// The machines that had it when it was acknowledged or protected anew, and how often each had
     /// lost its memory by then.
     safe_at: Vec<(usize, u64)>,
@@ -223,13 +221,12 @@ impl Oracle {
         };
         let related =
             |other| history.includes(id, other) || history.includes(other, id) || other == 0;
-        if !related(history.acknowledged.1) || !related(history.recovered) {
-            let (was, recovered) = (history.acknowledged, history.recovered);
+        if !related(history.acknowledged.1) {
+            let was = history.acknowledged;
             self.breaks(|| {
                 format!(
                     "I3 a recovered version is at least every acknowledged one, and no two writers \
-                     are acknowledged: {name} {version} ({id}) by machine {at}, after {was:?}, \
-                     recovered {recovered}"
+                     are acknowledged: {name} {version} ({id}) by machine {at}, after {was:?}"
                 )
             });
             return;
@@ -298,9 +295,7 @@ impl Oracle {
                      without {acknowledged:?}"
                 )
             });
-            return;
         }
-        history.recovered = id;
     }
 
     /// Every acknowledged version is somewhere, as long as one of the memories is left in which it

@@ -31,9 +31,12 @@ pub(crate) fn run(params: Params) -> Result<Tally, String> {
     let mut simulation = Simulation::new(params);
     let outcome = catch_unwind(AssertUnwindSafe(|| whole_run(&mut simulation)));
     let world = &simulation.world;
+    let mut stuck = None;
     let failure = match outcome {
-        Ok(Ok(())) => world.oracle.borrow().broken().map(str::to_owned),
-        Ok(Err(failure)) => Some(world.oracle.borrow().broken().map_or(failure, str::to_owned)),
+        Ok(ended) => {
+            stuck = ended.err();
+            world.oracle.borrow().broken().map(str::to_owned)
+        }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -44,6 +47,11 @@ pub(crate) fn run(params: Params) -> Result<Tally, String> {
         return Err(format!("{failure}{}", events(world)));
     }
     let mut tally = world.tally.borrow().clone();
+    if let Some(why) = stuck {
+        world.log(|| why);
+        tally.stuck.push(params.seed);
+        last_events(world);
+    }
     let counts = world.data.counts();
     tally.add_many(Fault::LateWrite, counts.late);
     tally.add_many(Fault::TornWrite, counts.torn_for_good + counts.lost);
@@ -56,6 +64,12 @@ pub(crate) fn run(params: Params) -> Result<Tally, String> {
     tally.kept_back = (kept - counting(&oracle, world).len()) as u64;
     drop(oracle);
     Ok(tally)
+}
+
+fn last_events(world: &World) {
+    if world.params.verbose {
+        println!("{}", events(world));
+    }
 }
 
 fn events(world: &World) -> String {

@@ -61,6 +61,8 @@ pub(crate) struct Tally {
     pub(crate) adopted: u64,
     /// Checkpoints of which all memories that had the last acknowledged version were lost.
     pub(crate) lost_rightly: u64,
+    /// The seeds of runs after which not everything came back.
+    pub(crate) stuck: Vec<u64>,
     /// Checkpoints of which a copy is left that may not be the newest.
     pub(crate) kept_back: u64,
 }
@@ -90,6 +92,7 @@ impl Tally {
         self.adopted += other.adopted;
         self.lost_rightly += other.lost_rightly;
         self.kept_back += other.kept_back;
+        self.stuck.extend(&other.stuck);
     }
 }
 
@@ -109,10 +112,16 @@ impl fmt::Display for Tally {
             "{:>12}  checkpoints of which every memory that had them was lost",
             self.lost_rightly
         )?;
-        write!(
+        writeln!(
             f,
             "{:>12}  checkpoints kept back, since what was lost may have been newer",
             self.kept_back
+        )?;
+        write!(
+            f,
+            "{:>12}  runs after which not everything came back by itself: seeds {:?}",
+            self.stuck.len(),
+            self.stuck
         )
     }
 }
