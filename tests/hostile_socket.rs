@@ -4,7 +4,12 @@
 
 mod common;
 
-use std::{fs, io::Write, os::fd::AsFd, time::Instant};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::fd::AsFd,
+    time::Instant,
+};
 
 use common::{
     Ring, get,
@@ -263,8 +268,11 @@ fn three_hundred_silent_connections_keep_nobody_out() {
     let mut stage = Stage::new();
     let before = stage.descriptors();
     let silent: Vec<Raw> = (0..300).map(|_| stage.connect()).collect();
+    silent[0].0.set_nonblocking(true).unwrap();
     poll("the silent ones", || match stage.descriptors() {
         now if now >= before + 300 => Ok(()),
+        // On a slow machine the first are let go for their silence before the last are accepted.
+        _ if matches!((&silent[0].0).read(&mut [0]), Ok(0)) => Ok(()),
         now => Err(format!("{now} descriptors, {before} before")),
     });
     let began = Instant::now();

@@ -472,6 +472,7 @@ impl Server {
         while self.is_alive() {
             let born = self.world.oracle.borrow().is_born(&name);
             if !born && self.is_member() && !self.leaving.get() {
+                self.world.oracle.borrow_mut().born(&name);
                 let checkpoint = self.world.count();
                 let meta = Meta {
                     checkpoint,

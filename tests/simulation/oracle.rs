@@ -173,6 +173,10 @@ impl Oracle {
         self.histories.contains_key(name)
     }
 
+    pub(crate) fn born(&mut self, name: &Name) {
+        self.histories.entry(name.clone()).or_default();
+    }
+
     pub(crate) fn names(&self) -> Vec<Name> {
         self.histories.keys().cloned().collect()
     }
