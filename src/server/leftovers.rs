@@ -78,12 +78,16 @@ impl Node {
         }
         for id in self.left_over_mirrors() {
             let _lock = self.lock(&id.0).await;
-            let known = |m: &Mirror| (m.meta.clone(), m.region.mark().is_ok());
-            let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
+            let known = |m: &Mirror| (m.meta.clone(), m.region.mark().ok());
+            let Some((mine, mark)) = self.mirrors.borrow().get(&id).map(known) else { continue };
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
+            // Its owner may be ahead of this node, and count on it.
+            if mark.is_some_and(|mark| mark.view > view.number) {
+                continue;
+            }
             if replaced(&mine, &copies, mine.epoch)
-                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+                || (mark.is_none() && !view.contains(&id.1) && !self.is_unsettled(&id.1))
             {
                 tracing::info!(checkpoint = %id.0, owner = %id.1, "an old mirror is dropped");
                 self.drop_mirror(&id).await;
@@ -216,8 +220,8 @@ impl Node {
     }
 }
 
-/// Whether a copy of at least this epoch has an owner that had all its mirrors, and one of those is
-/// there.
+/// Whether a copy of at least this epoch has an owner that had all its mirrors, and as many as it
+/// wants are there.
 fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
     let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
     copies.iter().any(|(owner, owned)| {
@@ -225,10 +229,14 @@ fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
             && matches!(owned.standing, Standing::Owns(_))
             && owned.epoch >= epoch
             && owned.synced
-            && copies.iter().any(|(_, mirror)| {
-                mirror.synced
-                    && mirror.standing == Standing::Holds(owner.id.clone())
-                    && (mirror.identity, mirror.epoch) == (owned.identity, owned.epoch)
-            })
+            && copies
+                .iter()
+                .filter(|(_, mirror)| {
+                    mirror.synced
+                        && mirror.standing == Standing::Holds(owner.id.clone())
+                        && (mirror.identity, mirror.epoch) == (owned.identity, owned.epoch)
+                })
+                .count()
+                >= usize::from(owner.mirrors)
     })
 }

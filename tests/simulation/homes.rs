@@ -394,12 +394,16 @@ impl Server {
         }
         for id in self.left_over_mirrors() {
             let _lock = self.lock(&id.0).await;
-            let known = |m: &Held| (m.kept.meta.clone(), m.kept.region.mark().is_ok());
-            let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
+            let known = |m: &Held| (m.kept.meta.clone(), m.kept.region.mark().ok());
+            let Some((mine, mark)) = self.mirrors.borrow().get(&id).map(known) else { continue };
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
+            // Its owner may be ahead of this node, and count on it.
+            if mark.is_some_and(|mark| mark.view > view.number) {
+                continue;
+            }
             if replaced(&mine, &copies, mine.epoch)
-                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+                || (mark.is_none() && !view.contains(&id.1) && !self.is_unsettled(&id.1))
             {
                 self.drop_mirror(&id);
             }
@@ -645,8 +649,8 @@ fn stays<'a>(view: &'a View, me: &NodeId) -> impl Iterator<Item = &'a Member> {
     view.ring.iter().filter(move |m| m.id != me && !view.is_leaving(&m.id))
 }
 
-/// Whether a copy of at least this epoch has an owner that had all its mirrors, and one of those is
-/// there.
+/// Whether a copy of at least this epoch has an owner that had all its mirrors, and as many as it
+/// wants are there.
 fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
     let same = |c: &Copy| c.checkpoint == mine.checkpoint;
     copies.iter().any(|(owner, owned)| {
@@ -654,10 +658,14 @@ fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
             && owned.standing == Standing::Owns
             && owned.epoch >= epoch
             && owned.synced
-            && copies.iter().any(|(_, mirror)| {
-                mirror.synced
-                    && mirror.standing == Standing::Holds(owner.id.clone())
-                    && (mirror.checkpoint, mirror.epoch) == (owned.checkpoint, owned.epoch)
-            })
+            && copies
+                .iter()
+                .filter(|(_, mirror)| {
+                    mirror.synced
+                        && mirror.standing == Standing::Holds(owner.id.clone())
+                        && (mirror.checkpoint, mirror.epoch) == (owned.checkpoint, owned.epoch)
+                })
+                .count()
+                >= usize::from(owner.mirrors)
     })
 }

@@ -9,7 +9,7 @@ use ringkeep::{
     region::Region,
 };
 
-use crate::world::World;
+use crate::world::{Machine, World};
 
 pub(crate) const PAYLOAD_BYTES: usize = 512;
 
@@ -262,6 +262,19 @@ impl Oracle {
             }
         }
         safe_at.push((at, world.machines[at].memory_losses.get()));
+        // An owner that hears late of its last completions may have been followed already: then as
+        // many others have it.
+        if missing.is_some() {
+            let machines = world.machines.iter().enumerate();
+            let has_it = |machine: &Machine| {
+                machine.memory.borrow().copies_of(name).any(|kept| history.is_in(&kept.region))
+            };
+            let all = machines.filter(|(_, machine)| has_it(machine));
+            let all: Vec<_> = all.map(|(at, machine)| (at, machine.memory_losses.get())).collect();
+            if all.len() > usize::from(world.params.copies) {
+                (safe_at, missing) = (all, None);
+            }
+        }
         history.safe_at = safe_at;
         if let Some(holder) = missing {
             let version = history.acknowledged.0;
