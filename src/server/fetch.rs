@@ -156,7 +156,7 @@ impl Node {
             |copy: &Copy| (copy.identity, copy.epoch) == (newest.identity, newest.epoch);
         let counts = |copy: &Copy| match &copy.standing {
             Standing::Owns(_) => of_newest(copy),
-            Standing::Holds(of) => *of == owner && copy.synced && of_newest(copy),
+            Standing::Holds(of) => *of == owner && copy.synced.is_some() && of_newest(copy),
             _ => false,
         };
         here.retain(counts);

@@ -14,7 +14,7 @@ use super::{
     store::{Held, Meta, Owner},
 };
 use crate::{
-    membership::{Member, NodeId},
+    membership::{Member, NodeId, View},
     name::Name,
     protocol::{Failure, FailureKind},
     region::Identity,
@@ -78,21 +78,24 @@ impl Node {
         }
         for id in self.left_over_mirrors() {
             let _lock = self.lock(&id.0).await;
-            let known = |m: &Mirror| (m.meta.clone(), m.region.mark().ok());
-            let Some((mine, mark)) = self.mirrors.borrow().get(&id).map(known) else { continue };
+            let known = |m: &Mirror| (m.meta.clone(), m.region.mark().is_ok());
+            let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
-            // Its owner may be ahead of this node, and count on it.
-            if mark.is_some_and(|mark| mark.view > view.number) {
-                continue;
-            }
-            if replaced(&mine, &copies, mine.epoch)
-                || (mark.is_none() && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+            if replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view)
+                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
             {
                 tracing::info!(checkpoint = %id.0, owner = %id.1, "an old mirror is dropped");
-                self.drop_mirror(&id).await;
+                // Its owner may be ahead of this node, and count on it.
+                self.drop_mirror_unless_synced(&id, view.number + 1).await;
             }
         }
+    }
+
+    /// The copies elsewhere and those on this node.
+    fn and_here(&self, name: &Name, elsewhere: &[(Member, Copy)]) -> Vec<(NodeId, Copy)> {
+        let here = self.located(name).into_iter().map(|copy| (self.id(), copy));
+        elsewhere.iter().map(|(m, copy)| (m.id.clone(), copy.clone())).chain(here).collect()
     }
 
     /// An old copy of this node's own goes when a newer one has two copies, and comes back to life
@@ -108,6 +111,7 @@ impl Node {
 
     async fn try_settle(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let copies = self.locate(name).await?;
+        let view = self.view().ok_or_else(|| internal(&"not in a ring"))?;
         let (mine, life) = {
             let owned = self.owned.borrow();
             match owned.get(name) {
@@ -115,12 +119,11 @@ impl Node {
                 _ => return Ok(()),
             }
         };
-        if replaced(&mine, &copies, mine.epoch + 1) {
+        if replaced(&mine, &self.and_here(name, &copies), mine.epoch + 1, &view) {
             tracing::info!(checkpoint = %name, "an old copy is dropped");
             self.drop_owned(name).await;
             return Ok(());
         }
-        let view = self.view().ok_or_else(|| internal(&"not in a ring"))?;
         if self.is_witness() {
             let why = "a witness owns nothing; started without --witness it takes its copies up";
             return Err(Failure::new(FailureKind::Unavailable, why));
@@ -152,8 +155,7 @@ impl Node {
             if gone.owner.name == self.id().name {
                 doubt |= mine.ended == Some(gone.owner.incarnation);
             } else if (synced || mine.successor.is_some()) && gone.left > since {
-                let known = shown(&gone.owner) || holders::leaves_traces(&view, gone, since);
-                doubt |= !known && self.ask_owner(&gone.owner, &view).await.is_none();
+                doubt |= !shown(&gone.owner) && !self.leaves_traces(gone, &view, since).await;
             }
         }
         // Asking took its time.
@@ -180,7 +182,7 @@ impl Node {
         let mirror = copies.iter().find(|(_, c)| {
             matches!(&c.standing, Standing::Holds(owner) if *owner == self.id())
                 && c.identity == mine.identity
-                && c.synced
+                && c.synced.is_some()
         });
         let (member, _) = mirror.ok_or_else(|| {
             Failure::new(FailureKind::Unavailable, "no synced mirror of it was found")
@@ -220,23 +222,24 @@ impl Node {
     }
 }
 
-/// Whether a copy of at least this epoch has an owner that had all its mirrors, and as many as it
-/// wants are there.
-fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
+/// Whether a copy of at least this epoch has an owner and all the mirrors that a recovery of that
+/// owner would ask for.
+fn replaced(mine: &Meta, copies: &[(NodeId, Copy)], epoch: u64, view: &View) -> bool {
     let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
     copies.iter().any(|(owner, owned)| {
+        let Some(run) = view.holders_of(owner).last() else { return false };
+        let mirrored_at = |holder: &NodeId| {
+            copies.iter().any(|(node, mirror)| {
+                node == holder
+                    && mirror.standing == Standing::Holds(owner.clone())
+                    && (mirror.identity, mirror.epoch) == (owned.identity, owned.epoch)
+                    && mirror.synced.is_some_and(|synced| synced >= run.since)
+            })
+        };
         same(owned)
             && matches!(owned.standing, Standing::Owns(_))
             && owned.epoch >= epoch
-            && owned.synced
-            && copies
-                .iter()
-                .filter(|(_, mirror)| {
-                    mirror.synced
-                        && mirror.standing == Standing::Holds(owner.id.clone())
-                        && (mirror.identity, mirror.epoch) == (owned.identity, owned.epoch)
-                })
-                .count()
-                >= usize::from(owner.mirrors)
+            && owned.synced.is_some()
+            && run.holders.iter().all(mirrored_at)
     })
 }

@@ -329,10 +329,8 @@ impl Node {
         view: u64,
     ) {
         let _lock = self.lock(&name).await;
-        let replaced: Vec<MirrorId> = {
+        let replaced: Vec<(MirrorId, bool)> = {
             let mirrors = self.mirrors.borrow();
-            // This news may be older than the copy: then it is not what replaces it.
-            let older = |m: &Mirror| m.region.mark().ok().is_none_or(|mark| mark.view < view);
             let elsewhere = !holders.contains(&self.id());
             let old = mirrors.iter().filter(|((n, owner, _), m)| {
                 n == &name
@@ -340,12 +338,16 @@ impl Node {
                     && (m.meta.epoch < epoch
                         || (m.meta.epoch == epoch
                             && *owner == from
-                            && ((elsewhere && older(m)) || m.meta.identity != identity)))
+                            && (elsewhere || m.meta.identity != identity)))
             });
-            old.map(|(id, _)| id.clone()).collect()
+            let whatever_its_mark =
+                |m: &Mirror| m.meta.epoch < epoch || m.meta.identity != identity;
+            old.map(|(id, m)| (id.clone(), whatever_its_mark(m))).collect()
         };
-        for id in replaced {
-            self.drop_mirror(&id).await;
+        for (id, whatever_its_mark) in replaced {
+            // This news may be older than the copy: then it is not what replaces it.
+            let since = if whatever_its_mark { u64::MAX } else { view };
+            self.drop_mirror_unless_synced(&id, since).await;
         }
         let superseded = {
             let owned = self.owned.borrow();
@@ -357,6 +359,21 @@ impl Node {
         };
         if superseded {
             self.drop_owned(&name).await;
+        }
+    }
+
+    /// Lets a mirror go, unless its owner synced it for view `since` or a later one. Whether it did
+    /// is asked when nothing can land in it any more.
+    pub(super) async fn drop_mirror_unless_synced(&self, id: &MirrorId, since: u64) {
+        let key = self.mirrors.borrow_mut().get_mut(id).and_then(|mirror| mirror.key.take());
+        if let Some(key) = key {
+            if self.data_plane.ask(|reply| Command::Revoke { key, reply }).await.is_err() {
+                return; // a data plane that is gone ends the server elsewhere
+            }
+        }
+        let synced = |m: &Mirror| m.region.mark().is_ok_and(|mark| mark.view >= since);
+        if !self.mirrors.borrow().get(id).is_some_and(synced) {
+            self.drop_mirror(id).await;
         }
     }
 

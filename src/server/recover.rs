@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     handover::Condition,
-    membership::{Event, Member, NodeId, View},
+    membership::{Event, Member, NodeId, OwnerHolders, View},
     name::Name,
     protocol::{Failure, FailureKind, Role},
     recovery::{Decision, Report, Run, choose, in_owners_memory, with_owner},
@@ -113,9 +113,8 @@ impl Node {
         let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
         let mut lost = false;
         for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
-            let known = fenced.keys().any(|holder| holder.name == gone.owner.name)
-                || holders::leaves_traces(view, gone, left);
-            lost |= !known && self.ask_owner(&gone.owner, view).await.is_none();
+            let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
+            lost |= !known && !self.leaves_traces(gone, view, left).await;
         }
         let own = if lost { None } else { self.ask_owner(owner, view).await };
         let answers = || fenced.values().chain(&own);
@@ -223,6 +222,25 @@ impl Node {
         }
     }
 
+    /// Whether what a lost owner had from view `since` on is known to somebody: to one of each run of
+    /// its holders since then, or to a later life of its own. Such a life has its memory.
+    pub(super) async fn leaves_traces(
+        self: &Rc<Self>,
+        gone: &OwnerHolders,
+        view: &View,
+        since: u64,
+    ) -> bool {
+        let runs = holders::runs_after(gone, since);
+        let each_has =
+            |there: &dyn Fn(&NodeId) -> bool| runs.iter().all(|run| run.holders.iter().any(there));
+        if each_has(&|holder| view.contains(holder)) {
+            return true;
+        }
+        let asked = self.fence_holders(&gone.owner, view, &runs).await;
+        each_has(&|holder| asked.contains_key(holder))
+            || self.ask_owner(&gone.owner, view).await.is_some()
+    }
+
     /// What a former life of this node owned when it ended, as far as it is whole.
     pub(super) fn copies_of_ended(&self, life: &NodeId) -> Vec<FencedCopy> {
         let owned = self.owned.borrow();
@@ -317,7 +335,7 @@ impl Node {
                 return Ok(self.is_protected(name)); // adopted already
             };
             return match self.taken_over_already(name, &mine).await? {
-                Some(successor) => Ok(successor.synced),
+                Some(successor) => Ok(successor.synced.is_some()),
                 None => self.go_on_with(mine, life).await.map(|()| false),
             };
         };
@@ -328,7 +346,7 @@ impl Node {
         };
         if let Some(successor) = self.taken_over_already(name, &mine).await? {
             tracing::debug!(checkpoint = %name, from = %owner, "somebody else has it already");
-            return Ok(successor.synced);
+            return Ok(successor.synced.is_some());
         }
         // An own older copy that was superseded once gives way.
         self.drop_owned(name).await;
@@ -414,8 +432,8 @@ impl Node {
             return Ok(Some(later.swap_remove(at)));
         }
         // A copy that was superseded proves a later owner, and is not where that one's is now.
-        match later.iter().position(|c| c.synced && c.standing != Standing::Superseded) {
-            Some(at) => Ok(Some(Copy { synced: false, ..later.swap_remove(at) })),
+        match later.iter().position(|c| c.synced.is_some() && c.standing != Standing::Superseded) {
+            Some(at) => Ok(Some(Copy { synced: None, ..later.swap_remove(at) })),
             None if later.is_empty() => Ok(None),
             None => wait("was taken over by a node that is lost, too"),
         }
@@ -521,7 +539,7 @@ impl Node {
                 identity: owned.meta.identity,
                 epoch: owned.meta.epoch,
                 version: newest(&owned.region),
-                synced: self.synced_views.borrow().contains_key(name),
+                synced: self.synced_views.borrow().get(name).copied(),
             });
         }
         if self.creating.borrow().contains(name) {
@@ -531,7 +549,7 @@ impl Node {
                 identity,
                 epoch: 0,
                 version: 0,
-                synced: false,
+                synced: None,
             });
         }
         for ((n, owner, _), mirror) in self.mirrors.borrow().iter() {
@@ -541,7 +559,7 @@ impl Node {
                     identity: mirror.meta.identity,
                     epoch: mirror.meta.epoch,
                     version: newest(&mirror.region),
-                    synced: mirror.region.mark().is_ok(),
+                    synced: mirror.region.mark().ok().map(|mark| mark.view),
                 });
             }
         }

@@ -224,8 +224,9 @@ pub struct Copy {
     pub epoch: u64,
     /// The newest version by its record.
     pub version: Version,
-    /// A mirror: its owner synced it. An owned one: all its mirrors are synced.
-    pub synced: bool,
+    /// The view for which the owner synced it, if it ever did; of an owned one: for which it has
+    /// all its mirrors, if it has.
+    pub synced: Option<u64>,
 }
 
 /// In which way a node has a copy.

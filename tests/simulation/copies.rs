@@ -226,26 +226,39 @@ impl Server {
         let _lock = self.lock(&name).await;
         let replaced: Vec<_> = {
             let mirrors = self.mirrors.borrow();
-            // This news may be older than the copy: then it is not what replaces it.
-            let older = |m: &Held| m.kept.region.mark().ok().is_none_or(|mark| mark.view < view);
             let elsewhere = !holders.contains(&self.id());
             let old = mirrors.iter().filter(|((n, owner), m)| {
                 let meta = &m.kept.meta;
                 n == &name
                     && meta.checkpoint == checkpoint
-                    && (meta.epoch < epoch
-                        || (meta.epoch == epoch && owner == from && elsewhere && older(m)))
+                    && (meta.epoch < epoch || (meta.epoch == epoch && owner == from && elsewhere))
             });
-            old.map(|(id, _)| id.clone()).collect()
+            old.map(|(id, m)| (id.clone(), m.kept.meta.epoch < epoch)).collect()
         };
-        for id in replaced {
-            self.drop_mirror(&id);
+        for (id, whatever_its_mark) in replaced {
+            // This news may be older than the copy: then it is not what replaces it.
+            let since = if whatever_its_mark { u64::MAX } else { view };
+            self.drop_mirror_unless_synced(&id, since);
         }
         let superseded = self.meta_of(&name).is_some_and(|meta| {
             meta.superseded && meta.checkpoint == checkpoint && meta.epoch < epoch
         });
         if superseded && self.is_alive() {
             self.drop_owned(&name);
+        }
+    }
+
+    /// Lets a mirror go, unless its owner synced it for view `since` or a later one. Whether it did
+    /// is asked when nothing can land in it any more.
+    pub(crate) fn drop_mirror_unless_synced(&self, id: &(Name, NodeId), since: u64) {
+        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(id) {
+            if let Some(key) = mirror.key.take() {
+                self.transport.borrow_mut().revoke(key);
+            }
+        }
+        let synced = |m: &Held| m.kept.region.mark().is_ok_and(|mark| mark.view >= since);
+        if !self.mirrors.borrow().get(id).is_some_and(synced) {
+            self.drop_mirror(id);
         }
     }
 
@@ -290,13 +303,13 @@ impl Server {
         let mut copies = Vec::new();
         if let Some(meta) = self.meta_of(name) {
             let standing = if meta.superseded { Standing::Superseded } else { Standing::Owns };
-            let synced = self.synced_views.borrow().contains_key(name);
+            let synced = self.synced_views.borrow().get(name).copied();
             let Meta { checkpoint, epoch, .. } = meta;
             copies.push(Copy { standing, checkpoint, epoch, synced });
         }
         if self.creating.borrow().contains(name) {
             let standing = Standing::Creating;
-            copies.push(Copy { standing, checkpoint: 0, epoch: 0, synced: false });
+            copies.push(Copy { standing, checkpoint: 0, epoch: 0, synced: None });
         }
         for ((n, owner), mirror) in self.mirrors.borrow().iter() {
             if n == name {
@@ -304,7 +317,7 @@ impl Server {
                     standing: Standing::Holds(owner.clone()),
                     checkpoint: mirror.kept.meta.checkpoint,
                     epoch: mirror.kept.meta.epoch,
-                    synced: mirror.kept.region.mark().is_ok(),
+                    synced: mirror.kept.region.mark().ok().map(|mark| mark.view),
                 });
             }
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ringkeep::{
-    membership::{Event, Member, NodeId, View},
+    membership::{Event, Member, NodeId, OwnerHolders, View},
     name::Name,
     recovery::{Decision, Report, Run, choose, in_owners_memory, with_owner},
     transport::{Access, Purpose, Terms, Transport},
@@ -19,7 +19,7 @@ use crate::{
     Mutant,
     copies::new_region,
     rpc::{Copy, Failure, FencedCopy, Reply, Request, Standing},
-    server::{Held, LONG_CALL_TIMEOUT, Owned, Server, caretaker, leaves_traces, runs},
+    server::{Held, LONG_CALL_TIMEOUT, Owned, Server, caretaker, runs, runs_after},
     world::{Kept, Meta},
 };
 
@@ -93,9 +93,8 @@ impl Server {
         let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
         let mut lost = false;
         for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
-            let known = fenced.keys().any(|holder| holder.name == gone.owner.name)
-                || leaves_traces(view, gone, left);
-            lost |= !known && self.ask_owner(&gone.owner, view).await.is_none();
+            let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
+            lost |= !known && !self.leaves_traces(gone, view, left).await;
         }
         let own = if lost { None } else { self.ask_owner(owner, view).await };
         let answers = || fenced.values().chain(&own);
@@ -177,6 +176,20 @@ impl Server {
             }
         }
         fenced
+    }
+
+    /// Whether what a lost owner had from view `since` on is known to somebody: to one of each run of
+    /// its holders since then, or to a later life of its own. Such a life has its memory.
+    async fn leaves_traces(self: &Rc<Self>, gone: &OwnerHolders, view: &View, since: u64) -> bool {
+        let runs = runs_after(gone, since);
+        let each_has =
+            |there: &dyn Fn(&NodeId) -> bool| runs.iter().all(|run| run.holders.iter().any(there));
+        if each_has(&|holder| view.contains(holder)) {
+            return true;
+        }
+        let asked = self.fence_holders(&gone.owner, view, &runs).await;
+        each_has(&|holder| asked.contains_key(holder))
+            || self.ask_owner(&gone.owner, view).await.is_some()
     }
 
     /// Asks a later life of a lost owner what it still has of that one.
@@ -270,12 +283,12 @@ impl Server {
                 return Ok(!mine || self.synced_views.borrow().contains_key(name));
             };
             return match self.taken_over_already(name, &mine).await? {
-                Some(successor) => Ok(successor.synced),
+                Some(successor) => Ok(successor.synced.is_some()),
                 None => self.go_on_with(name, mine, life).map(|()| false),
             };
         };
         if let Some(successor) = self.taken_over_already(name, &mine).await? {
-            return Ok(successor.synced);
+            return Ok(successor.synced.is_some());
         }
         if self.life.get() != life || !self.is_alive() {
             return Err(Failure::Unavailable);
@@ -327,8 +340,8 @@ impl Server {
             return Ok(Some(later.swap_remove(at)));
         }
         // A copy that was superseded proves a later owner, and is not where that one's is now.
-        match later.iter().position(|c| c.synced && c.standing != Standing::Superseded) {
-            Some(at) => Ok(Some(Copy { synced: false, ..later.swap_remove(at) })),
+        match later.iter().position(|c| c.synced.is_some() && c.standing != Standing::Superseded) {
+            Some(at) => Ok(Some(Copy { synced: None, ..later.swap_remove(at) })),
             None if later.is_empty() => Ok(None),
             None => Err(Failure::Unavailable),
         }
@@ -394,20 +407,23 @@ impl Server {
         }
         for id in self.left_over_mirrors() {
             let _lock = self.lock(&id.0).await;
-            let known = |m: &Held| (m.kept.meta.clone(), m.kept.region.mark().ok());
-            let Some((mine, mark)) = self.mirrors.borrow().get(&id).map(known) else { continue };
+            let known = |m: &Held| (m.kept.meta.clone(), m.kept.region.mark().is_ok());
+            let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
-            // Its owner may be ahead of this node, and count on it.
-            if mark.is_some_and(|mark| mark.view > view.number) {
-                continue;
-            }
-            if replaced(&mine, &copies, mine.epoch)
-                || (mark.is_none() && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+            if replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view)
+                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
             {
-                self.drop_mirror(&id);
+                // Its owner may be ahead of this node, and count on it.
+                self.drop_mirror_unless_synced(&id, view.number + 1);
             }
         }
+    }
+
+    /// The copies elsewhere and those on this node.
+    fn and_here(&self, name: &Name, elsewhere: &[(Member, Copy)]) -> Vec<(NodeId, Copy)> {
+        let here = self.located(name).into_iter().map(|copy| (self.id(), copy));
+        elsewhere.iter().map(|(m, copy)| (m.id.clone(), copy.clone())).chain(here).collect()
     }
 
     /// An old copy of this node's own goes when a newer one has two copies, and comes back to life
@@ -424,11 +440,11 @@ impl Server {
         let copies = self.locate(name).await?;
         let Some(mine) = self.meta_of(name).filter(|meta| meta.superseded) else { return Ok(()) };
         let life = self.life.get();
-        if replaced(&mine, &copies, mine.epoch + 1) {
+        let view = self.view().ok_or(Failure::Unavailable)?;
+        if replaced(&mine, &self.and_here(name, &copies), mine.epoch + 1, &view) {
             self.drop_owned(name);
             return Ok(());
         }
-        let view = self.view().ok_or(Failure::Unavailable)?;
         let same = |c: &Copy| c.checkpoint == mine.checkpoint;
         // An owner of whichever epoch, one on its way, or anything newer.
         let later = |c: &Copy| c.standing == Standing::Owns || c.epoch > mine.epoch || !same(c);
@@ -454,8 +470,7 @@ impl Server {
             if gone.owner.name == self.id().name {
                 doubt |= mine.ended == Some(gone.owner.incarnation);
             } else if (synced || mine.successor.is_some()) && gone.left > since {
-                let known = shown(&gone.owner) || leaves_traces(&view, gone, since);
-                doubt |= !known && self.ask_owner(&gone.owner, &view).await.is_none();
+                doubt |= !shown(&gone.owner) && !self.leaves_traces(gone, &view, since).await;
             }
         }
         // Asking took its time.
@@ -649,23 +664,24 @@ fn stays<'a>(view: &'a View, me: &NodeId) -> impl Iterator<Item = &'a Member> {
     view.ring.iter().filter(move |m| m.id != me && !view.is_leaving(&m.id))
 }
 
-/// Whether a copy of at least this epoch has an owner that had all its mirrors, and as many as it
-/// wants are there.
-fn replaced(mine: &Meta, copies: &[(Member, Copy)], epoch: u64) -> bool {
+/// Whether a copy of at least this epoch has an owner and all the mirrors that a recovery of that
+/// owner would ask for.
+fn replaced(mine: &Meta, copies: &[(NodeId, Copy)], epoch: u64, view: &View) -> bool {
     let same = |c: &Copy| c.checkpoint == mine.checkpoint;
     copies.iter().any(|(owner, owned)| {
+        let Some(run) = view.holders_of(owner).last() else { return false };
+        let mirrored_at = |holder: &NodeId| {
+            copies.iter().any(|(node, mirror)| {
+                node == holder
+                    && mirror.standing == Standing::Holds(owner.clone())
+                    && (mirror.checkpoint, mirror.epoch) == (owned.checkpoint, owned.epoch)
+                    && mirror.synced.is_some_and(|synced| synced >= run.since)
+            })
+        };
         same(owned)
             && owned.standing == Standing::Owns
             && owned.epoch >= epoch
-            && owned.synced
-            && copies
-                .iter()
-                .filter(|(_, mirror)| {
-                    mirror.synced
-                        && mirror.standing == Standing::Holds(owner.id.clone())
-                        && (mirror.checkpoint, mirror.epoch) == (owned.checkpoint, owned.epoch)
-                })
-                .count()
-                >= usize::from(owner.mirrors)
+            && owned.synced.is_some()
+            && run.holders.iter().all(mirrored_at)
     })
 }

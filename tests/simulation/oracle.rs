@@ -287,8 +287,14 @@ impl Oracle {
         }
     }
 
-    /// A copy becomes the checkpoint, or is found again by the life that owned it.
-    pub(crate) fn recovered(&mut self, name: &Name, region: &Region, by_another: bool) {
+    /// A copy becomes the checkpoint at `by`, or is found again by the life that owned it.
+    pub(crate) fn recovered(
+        &mut self,
+        by: &NodeId,
+        name: &Name,
+        region: &Region,
+        by_another: bool,
+    ) {
         let Some(history) = self.histories.get_mut(name) else { return };
         let mut id = 0;
         if let Some(found) = region.newest_valid() {
@@ -301,7 +307,9 @@ impl Oracle {
                 return;
             }
         }
-        if !by_another {
+        // Who was evicted and has not heard of it may find any version: it is fenced.
+        let evicted = self.views.values().next_back().is_none_or(|view| !view.contains(by));
+        if !by_another || evicted {
             return;
         }
         let acknowledged = history.acknowledged;

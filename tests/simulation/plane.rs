@@ -84,7 +84,7 @@ impl Server {
             let mut owned = self.owned.borrow_mut();
             let Some(owned) = owned.get_mut(name) else { return };
             let region = &owned.kept.region;
-            self.world.oracle.borrow_mut().recovered(name, region, by_another);
+            self.world.oracle.borrow_mut().recovered(&self.id(), name, region, by_another);
             let mapping = region.mapping().clone();
             let memory = self.transport.borrow_mut().register(mapping, Purpose::Post);
             let measures = Measures {

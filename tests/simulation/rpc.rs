@@ -46,8 +46,9 @@ pub(crate) struct Copy {
     pub(crate) standing: Standing,
     pub(crate) checkpoint: u64,
     pub(crate) epoch: u64,
-    /// A mirror: its owner synced it. An owned one: all its mirrors are synced.
-    pub(crate) synced: bool,
+    /// The view for which the owner synced it, if it ever did; of an owned one: for which it has
+    /// all its mirrors, if it has.
+    pub(crate) synced: Option<u64>,
 }
 
 #[derive(Debug, Clone)]

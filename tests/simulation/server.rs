@@ -632,10 +632,9 @@ pub(crate) fn caretaker<'a>(view: &'a View, owner: &NodeId) -> Option<&'a NodeId
     recovery::caretaker(owner, &runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
 }
 
-/// Whether of all who were predecessors of a lost owner after view `since` somebody is there: what it
-/// had mirrored from then on, somebody has.
-pub(crate) fn leaves_traces(view: &View, gone: &OwnerHolders, since: u64) -> bool {
+/// The runs of a lost owner that had not ended in view `since`.
+pub(crate) fn runs_after(gone: &OwnerHolders, since: u64) -> Vec<Run<NodeId>> {
     let ends = gone.runs.iter().skip(1).map(|run| run.since).chain([gone.left]);
     let later = gone.runs.iter().zip(ends).filter(|(_, end)| *end > since);
-    later.into_iter().all(|(run, _)| run.holders.iter().any(|holder| view.contains(holder)))
+    later.map(|(run, _)| Run { since: run.since, holders: run.holders.clone() }).collect()
 }
