@@ -51,7 +51,8 @@ impl Node {
         let me = self.id();
         let left_over = |owner: &NodeId| {
             !holders::is_predecessor(&view, &me, owner)
-                && holders::runs(&view, owner).iter().all(|run| !run.holders.contains(&me))
+                && (self.is_over(owner)
+                    || holders::runs(&view, owner).iter().all(|run| !run.holders.contains(&me)))
         };
         let mirrors = self.mirrors.borrow();
         mirrors.keys().filter(|(_, owner, _)| left_over(owner)).cloned().collect()
@@ -83,7 +84,7 @@ impl Node {
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
             if replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view)
-                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+                || (!marked && self.is_over(&id.1))
             {
                 tracing::info!(checkpoint = %id.0, owner = %id.1, "an old mirror is dropped");
                 // Its owner may be ahead of this node, and count on it.

@@ -108,15 +108,18 @@ impl Node {
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Exact, unless somebody that was there after the owner left, and may have had something next,
-        // is lost without a trace.
+        // Whoever was there after the owner left may have had something next. If one is lost without
+        // a trace, all that is left may be older than what was acknowledged since.
         let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
-        let mut lost = false;
         for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
             let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
-            lost |= !known && !self.leaves_traces(gone, view, left).await;
+            if !known && !self.leaves_traces(gone, view, left).await {
+                let lost = &gone.owner;
+                tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
+                return Ok(false);
+            }
         }
-        let own = if lost { None } else { self.ask_owner(owner, view).await };
+        let own = self.ask_owner(owner, view).await;
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
@@ -259,6 +262,11 @@ impl Node {
         meta.held == Held::Superseded
             && meta.ended == Some(life.incarnation)
             && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+    }
+
+    /// Whether an owner left the ring and all that it had is recovered.
+    pub(super) fn is_over(&self, owner: &NodeId) -> bool {
+        self.view().is_some_and(|view| !view.contains(owner)) && !self.is_unsettled(owner)
     }
 
     /// Whether an owner left the ring and its checkpoints are not all recovered.
@@ -424,6 +432,10 @@ impl Node {
         }
         later.extend(self.located(name));
         later.retain(|c| c.standing != Standing::Creating); // this node's own flag
+        // A mirror that its lost owner never synced stands for nothing once that one is settled.
+        later.retain(|c| {
+            !matches!(&c.standing, Standing::Holds(of) if c.synced.is_none() && self.is_over(of))
+        });
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
         // Also an owner that gave it up once and went on with it after all.

@@ -88,15 +88,16 @@ impl Server {
             runs.iter_mut().for_each(|run| run.since = 0);
         }
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Exact, unless somebody that was there after the owner left, and may have had something next,
-        // is lost without a trace.
+        // Whoever was there after the owner left may have had something next. If one is lost without
+        // a trace, all that is left may be older than what was acknowledged since.
         let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
-        let mut lost = false;
         for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
             let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
-            lost |= !known && !self.leaves_traces(gone, view, left).await;
+            if !known && !self.leaves_traces(gone, view, left).await {
+                return Ok(false);
+            }
         }
-        let own = if lost { None } else { self.ask_owner(owner, view).await };
+        let own = self.ask_owner(owner, view).await;
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
         names.sort_unstable();
@@ -225,6 +226,11 @@ impl Server {
             && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
     }
 
+    /// Whether an owner left the ring and all that it had is recovered.
+    fn is_over(&self, owner: &NodeId) -> bool {
+        self.view().is_some_and(|view| !view.contains(owner)) && !self.is_unsettled(owner)
+    }
+
     /// Whether an owner left the ring and its checkpoints are not all recovered.
     fn is_unsettled(&self, owner: &NodeId) -> bool {
         let listed = |view: &View| view.holders.iter().any(|h| h.owner == *owner);
@@ -332,6 +338,10 @@ impl Server {
         }
         later.extend(self.located(name));
         later.retain(|c| c.standing != Standing::Creating); // this node's own flag
+        // A mirror that its lost owner never synced stands for nothing once that one is settled.
+        later.retain(|c| {
+            !matches!(&c.standing, Standing::Holds(of) if c.synced.is_none() && self.is_over(of))
+        });
         let same = |c: &Copy| c.checkpoint == mine.checkpoint;
         let owns = |c: &Copy| c.standing == Standing::Owns;
         // Also an owner that gave it up once and went on with it after all.
@@ -391,7 +401,8 @@ impl Server {
         let me = self.id();
         let left_over = |owner: &NodeId| {
             !view.predecessors(owner).iter().any(|m| m.id == me)
-                && runs(&view, owner).iter().all(|run| !run.holders.contains(&me))
+                && (self.is_over(owner)
+                    || runs(&view, owner).iter().all(|run| !run.holders.contains(&me)))
         };
         self.mirrors.borrow().keys().filter(|(_, owner)| left_over(owner)).cloned().collect()
     }
@@ -412,7 +423,7 @@ impl Server {
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
             if replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view)
-                || (!marked && !view.contains(&id.1) && !self.is_unsettled(&id.1))
+                || (!marked && self.is_over(&id.1))
             {
                 // Its owner may be ahead of this node, and count on it.
                 self.drop_mirror_unless_synced(&id, view.number + 1);

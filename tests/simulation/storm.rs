@@ -319,6 +319,16 @@ fn all_remember(world: &World) -> bool {
     })
 }
 
+/// Whether most voters of the newest view still have their memory: without them nobody may go on. A
+/// joiner may lose it after others proposed it and before it voted: then [`can_spare`] was asked too
+/// early.
+fn most_remember(world: &World) -> bool {
+    world.oracle.borrow().last_views().first().is_none_or(|view| {
+        let there = |m: &&Member| remembers(world, world.machine_named(&m.id.name), &m.id);
+        view.voters.iter().filter(there).count() >= majority(view.voters.len())
+    })
+}
+
 // The end.
 
 fn mend(simulation: &mut Simulation) -> Result<(), String> {
@@ -338,6 +348,10 @@ fn mend(simulation: &mut Simulation) -> Result<(), String> {
         (0..world.params.nodes).for_each(|at| world.start(at));
         let done = |world: &World| is_whole(world) && is_protected(world);
         whole = simulation.run_until(Duration::from_millis(100), done);
+    }
+    if !whole && !most_remember(&world) {
+        world.tally.borrow_mut().without_majority += 1;
+        return Ok(());
     }
     if !whole {
         return Err(format!("not whole again:{}", describe(&world)));

@@ -61,6 +61,8 @@ pub(crate) struct Tally {
     pub(crate) adopted: u64,
     /// Checkpoints of which all memories that had the last acknowledged version were lost.
     pub(crate) lost_rightly: u64,
+    /// Runs in the end of which most voters had lost their memory: nobody may go on then.
+    pub(crate) without_majority: u64,
     /// The seeds of runs after which not everything came back.
     pub(crate) stuck: Vec<u64>,
     /// Checkpoints of which a copy is left that may not be the newest.
@@ -92,6 +94,7 @@ impl Tally {
         self.adopted += other.adopted;
         self.lost_rightly += other.lost_rightly;
         self.kept_back += other.kept_back;
+        self.without_majority += other.without_majority;
         self.stuck.extend(&other.stuck);
     }
 }
@@ -117,6 +120,7 @@ impl fmt::Display for Tally {
             "{:>12}  checkpoints kept back, since what was lost may have been newer",
             self.kept_back
         )?;
+        writeln!(f, "{:>12}  runs that cost most voters their memory", self.without_majority)?;
         write!(
             f,
             "{:>12}  runs after which not everything came back by itself: seeds {:?}",
