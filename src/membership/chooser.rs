@@ -165,4 +165,51 @@ mod tests {
         assert_eq!(choose(&voters, 4, &promises(&votes)), Choice::Contradiction);
         assert_eq!(decide(7, &votes), Choice::Free);
     }
+
+    /// Two proposers, every way in which the others may have voted, every majority that promises.
+    #[test]
+    fn every_majority_chooses_what_a_fast_quorum_decided() {
+        let (x, y) = values();
+        for voters in 3..=NAMES.len() {
+            let names = &NAMES[..voters];
+            let ids: Vec<NodeId> = names.iter().map(|name| id(name)).collect();
+            let (mut bound, mut free) = (0, 0);
+            for ways in 0..3_usize.pow(voters as u32 - 2) {
+                // a voted for its own x, b for its own y.
+                let voted = |at: usize| match (at, ways / 3_usize.pow(at.max(2) as u32 - 2) % 3) {
+                    (0, _) | (2.., 1) => Some((&x, &["a"][..])),
+                    (1, _) | (2.., 2) => Some((&y, &["b"][..])),
+                    _ => None,
+                };
+                let votes: Vec<Option<Voted>> = (0..voters).map(voted).collect();
+                let count = |value| votes.iter().flatten().filter(|(v, _)| *v == value).count();
+                for there in 0..1_u32 << voters {
+                    if (there.count_ones() as usize) < majority(voters) {
+                        continue;
+                    }
+                    let promised: Vec<Promised> = (0..voters)
+                        .filter(|at| there & (1 << at) != 0)
+                        .map(|at| (names[at], votes[at]))
+                        .collect();
+                    let chosen = choose(&ids, fast_quorum(voters), &promises(&promised));
+                    for (proposer, value) in [&x, &y].into_iter().enumerate() {
+                        let declared =
+                            there & (1 << proposer) == 0 && count(value) >= fast_quorum(voters);
+                        assert!(
+                            !declared || chosen == Choice::Bound(value.clone()),
+                            "I4 one value per view number: {promised:?} of {voters}: {chosen:?}"
+                        );
+                    }
+                    match chosen {
+                        Choice::Bound(_) => bound += 1,
+                        Choice::Free => free += 1,
+                        Choice::Contradiction => {
+                            panic!("I4 one value per view number: {promised:?} of {voters}")
+                        }
+                    }
+                }
+            }
+            assert!(bound > 0 && free > 0, "{voters} voters: {bound} bound, {free} free");
+        }
+    }
 }

@@ -9,7 +9,8 @@ pub fn majority(voters: usize) -> usize {
 /// a later ballot can tell which value was decided.
 ///
 /// With `f = n − majority` failures survived by the slow ballot, the fast one survives
-/// `e = min(f, ⌊(n + 1 − f) / 2⌋)`; checked exhaustively for 3 to 7 voters.
+/// `e = min(f, ⌊(n + 1 − f) / 2⌋)`; the chooser's tests check it exhaustively for 3 to 7
+/// voters.
 pub fn fast_quorum(voters: usize) -> usize {
     let slow_missing_max = voters.saturating_sub(majority(voters));
     voters - slow_missing_max.min((voters + 1 - slow_missing_max) / 2)

@@ -366,10 +366,10 @@ impl Node {
     /// is asked when nothing can land in it any more.
     pub(super) async fn drop_mirror_unless_synced(&self, id: &MirrorId, since: u64) {
         let key = self.mirrors.borrow_mut().get_mut(id).and_then(|mirror| mirror.key.take());
-        if let Some(key) = key {
-            if self.data_plane.ask(|reply| Command::Revoke { key, reply }).await.is_err() {
-                return; // a data plane that is gone ends the server elsewhere
-            }
+        if let Some(key) = key
+            && self.data_plane.ask(|reply| Command::Revoke { key, reply }).await.is_err()
+        {
+            return; // a data plane that is gone ends the server elsewhere
         }
         let synced = |m: &Mirror| m.region.mark().is_ok_and(|mark| mark.view >= since);
         if !self.mirrors.borrow().get(id).is_some_and(synced) {

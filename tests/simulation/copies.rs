@@ -251,10 +251,9 @@ impl Server {
     /// Lets a mirror go, unless its owner synced it for view `since` or a later one. Whether it did
     /// is asked when nothing can land in it any more.
     pub(crate) fn drop_mirror_unless_synced(&self, id: &(Name, NodeId), since: u64) {
-        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(id) {
-            if let Some(key) = mirror.key.take() {
-                self.transport.borrow_mut().revoke(key);
-            }
+        let key = self.mirrors.borrow_mut().get_mut(id).and_then(|mirror| mirror.key.take());
+        if let Some(key) = key {
+            self.transport.borrow_mut().revoke(key);
         }
         let synced = |m: &Held| m.kept.region.mark().is_ok_and(|mark| mark.view >= since);
         if !self.mirrors.borrow().get(id).is_some_and(synced) {
