@@ -55,6 +55,9 @@ pub enum Request {
         name: Name,
         /// This version and no other.
         version: Option<Version>,
+        /// Where nobody can tell which one is the newest: the newest that anybody shows.
+        #[serde(default)]
+        maybe_stale: bool,
     },
     /// The checkpoints of the ring.
     List,
@@ -69,6 +72,9 @@ pub enum Request {
     Remove {
         /// The checkpoint.
         name: Name,
+        /// Where nobody owns it: remove what is left of it.
+        #[serde(default)]
+        leftovers: bool,
     },
 }
 
@@ -84,6 +90,9 @@ pub enum Response {
         version: Version,
         /// Bytes.
         len: u64,
+        /// A newer one may have been acknowledged.
+        #[serde(default)]
+        maybe_stale: bool,
     },
     /// The ring's checkpoints.
     Listing {

@@ -207,7 +207,8 @@ pub struct PutArgs {
 #[command(after_help = "\
 Examples:
   ringkeep get sched -o state.bin
-  ringkeep get sched --version 41 | sha256sum")]
+  ringkeep get sched --version 41 | sha256sum
+  ringkeep get sched --maybe-stale -o state.bin   # after losing too many nodes")]
 pub struct GetArgs {
     /// The checkpoint
     pub name: Name,
@@ -217,6 +218,10 @@ pub struct GetArgs {
     /// This version instead of the newest
     #[arg(long, value_name = "V", value_parser = clap::value_parser!(u64).range(1..))]
     pub version: Option<u64>,
+    /// Where nobody can tell which version is the newest, the newest that anybody shows: a newer
+    /// one may have been acknowledged
+    #[arg(long, conflicts_with = "version")]
+    pub maybe_stale: bool,
 }
 
 /// List the checkpoints of the ring.
@@ -272,6 +277,9 @@ pub struct RmArgs {
     /// The checkpoints
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<Name>,
+    /// Also what is left of one that nobody owns, because too many nodes lost their memory
+    #[arg(long)]
+    pub leftovers: bool,
     #[command(flatten)]
     pub output: JsonFlag,
 }

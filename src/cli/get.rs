@@ -12,12 +12,24 @@ use super::{
     connect,
     exit::{self, Exit, Failure, Outcome},
     progress::Progress,
+    warn,
 };
 use crate::client::Fetched;
 
 /// Reads a checkpoint back.
 pub(super) fn run(global: &Global, args: &GetArgs) -> Outcome {
-    let fetched = connect(global)?.get(&args.name, args.version)?;
+    let client = connect(global)?;
+    let fetched = match args.maybe_stale {
+        true => client.get_maybe_stale(&args.name)?,
+        false => client.get(&args.name, args.version)?,
+    };
+    if fetched.maybe_stale {
+        let (name, version) = (&args.name, fetched.version);
+        warn(
+            global,
+            format_args!("{name}: a version newer than {version} may have been acknowledged"),
+        );
+    }
     let Some(path) = &args.output else {
         let mut out = io::stdout().lock();
         return match copy(fetched, &mut out, global) {
@@ -82,7 +94,7 @@ fn replace(fetched: Fetched, path: &Path, global: &Global) -> Result<(), Copy> {
 }
 
 fn copy(fetched: Fetched, out: &mut impl Write, global: &Global) -> Result<(), Copy> {
-    let Fetched { version, len, mut file } = fetched;
+    let Fetched { version, len, mut file, .. } = fetched;
     let mut progress = Progress::new("reading", Some(len), global.quiet);
     let mut buffer = vec![0; len.min(1 << 20) as usize];
     let mut left = len;
@@ -108,7 +120,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         io::Seek::rewind(&mut file).unwrap();
-        Fetched { version: 3, len, file }
+        Fetched { version: 3, len, maybe_stale: false, file }
     }
 
     fn global() -> Global {

@@ -22,7 +22,11 @@ pub(super) fn run(global: &Global, args: &RmArgs) -> Outcome {
     let mut report = Report { removed: Vec::new() };
     let mut failures = Vec::new();
     for name in &args.names {
-        match client.remove(name) {
+        let removed = match args.leftovers {
+            true => client.remove_leftovers(name),
+            false => client.remove(name),
+        };
+        match removed {
             Ok(()) => report.removed.push(name),
             Err(error) => failures.push(Failure::from(error)),
         }

@@ -157,6 +157,8 @@ pub struct Fetched {
     pub version: Version,
     /// Its length in bytes.
     pub len: u64,
+    /// A newer version may have been acknowledged. Only after [`Client::get_maybe_stale`].
+    pub maybe_stale: bool,
     /// Holds the bytes from its begin on; positioned there.
     pub file: File,
 }
@@ -201,12 +203,25 @@ impl Client {
     /// [`FailureKind::NoSuchCheckpoint`], [`FailureKind::Corrupt`], or that no node could be
     /// asked.
     pub fn get(&self, name: &Name, version: Option<Version>) -> Result<Fetched, RequestError> {
+        self.fetch(&Request::Get { name: name.clone(), version, maybe_stale: false })
+    }
+
+    /// As [`Client::get`]; but where so many nodes lost their memory that nobody can tell which
+    /// version is the newest, the newest that anybody shows. [`Fetched::maybe_stale`] says so.
+    ///
+    /// # Errors
+    /// Those of [`Client::get`].
+    pub fn get_maybe_stale(&self, name: &Name) -> Result<Fetched, RequestError> {
+        self.fetch(&Request::Get { name: name.clone(), version: None, maybe_stale: true })
+    }
+
+    fn fetch(&self, request: &Request) -> Result<Fetched, RequestError> {
         let stream = self.stream()?;
-        wire::send(&stream, &Request::Get { name: name.clone(), version }, None)?;
+        wire::send(&stream, request, None)?;
         let (response, mut descriptors) = wire::receive(&stream)?;
         match (response, descriptors.pop()) {
-            (Response::Fetched { version, len }, Some(fd)) => {
-                Ok(Fetched { version, len, file: File::from(fd) })
+            (Response::Fetched { version, len, maybe_stale }, Some(fd)) => {
+                Ok(Fetched { version, len, maybe_stale, file: File::from(fd) })
             }
             (Response::Failed(failure), _) => Err(failure.into()),
             _ => Err(RequestError::Unexpected),
@@ -270,7 +285,20 @@ impl Client {
     /// # Errors
     /// [`FailureKind::NoSuchCheckpoint`], [`FailureKind::Permission`], or those of the connection.
     pub fn remove(&self, name: &Name) -> Result<(), RequestError> {
-        match self.request(&Request::Remove { name: name.clone() })? {
+        self.give_up(&Request::Remove { name: name.clone(), leftovers: false })
+    }
+
+    /// As [`Client::remove`]; of a checkpoint that nobody owns, because too many nodes lost their
+    /// memory, the copies that are left.
+    ///
+    /// # Errors
+    /// Those of [`Client::remove`], and that a node cannot be asked.
+    pub fn remove_leftovers(&self, name: &Name) -> Result<(), RequestError> {
+        self.give_up(&Request::Remove { name: name.clone(), leftovers: true })
+    }
+
+    fn give_up(&self, request: &Request) -> Result<(), RequestError> {
+        match self.request(request)? {
             Response::Removed => Ok(()),
             _ => Err(RequestError::Unexpected),
         }

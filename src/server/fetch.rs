@@ -8,16 +8,17 @@ use tokio::time::Instant;
 use super::{
     data_plane::{Command, Pinned},
     failures::{internal, no_such, no_version, permission},
-    node::{LONG_CALL_TIMEOUT, Node, blocking},
+    node::{CALL_TIMEOUT, LONG_CALL_TIMEOUT, Node, blocking},
     open::{SETTLE_LOOK, SETTLE_TIMEOUT},
     rpc::{Copy, Grant, Reply, Request, Standing},
-    store::{Held, Owner},
+    store::{Held, Meta, Owner},
 };
 use crate::{
     commit::{Record, Version},
     membership::{Member, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
+    recovery::{Report, maybe_stale},
     region::{Region, SlotError, mapping::Mapping},
     transport::{MemoryId, RemoteKey, Segment},
 };
@@ -40,6 +41,8 @@ pub(super) struct Granted {
 pub(super) struct Copied {
     pub(super) version: Version,
     pub(super) len: u64,
+    /// A newer one may have been acknowledged.
+    pub(super) maybe_stale: bool,
     pub(super) file: OwnedFd,
 }
 
@@ -51,10 +54,14 @@ impl Node {
         name: &Name,
         version: Option<Version>,
         caller: Owner,
+        maybe_stale: bool,
     ) -> Result<Copied, Failure> {
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
             match self.try_get(name, version, caller).await {
+                Err(failure) if failure.kind == FailureKind::Unavailable && maybe_stale => {
+                    return self.newest_shown(name, caller).await;
+                }
                 // The ring is changing: what cannot be said now can be said soon.
                 Err(failure)
                     if failure.kind == FailureKind::Unavailable && Instant::now() < deadline =>
@@ -129,6 +136,69 @@ impl Node {
             return self.copy_here(name, &region, version).await.map(Some);
         }
         Err(failure.unwrap_or_else(|| no_such(name)))
+    }
+
+    /// The newest version that anybody shows who answers, when nobody knows of a newer one and
+    /// somebody may have had it (rule H5, on request).
+    async fn newest_shown(self: &Rc<Self>, name: &Name, caller: Owner) -> Result<Copied, Failure> {
+        let report = |copy: &Copy| Report { mark: copy.synced, version: copy.version };
+        let here = self.located(name);
+        let mut shown: Vec<(Option<Member>, Report)> =
+            here.iter().map(|copy| (None, report(copy))).collect();
+        for member in self.others() {
+            match self.call(&member, Request::Locate { name: name.clone() }, CALL_TIMEOUT).await {
+                Ok(Reply::Located(copies)) => {
+                    shown.extend(copies.iter().map(|copy| (Some(member.clone()), report(copy))));
+                }
+                Ok(_) => {}
+                Err(failure) => tracing::debug!(node = %member.id, %failure, "not asked"),
+            }
+        }
+        let mut failure = None;
+        while let Some((place, version)) = maybe_stale(shown.iter().cloned()) {
+            let copied = match &place {
+                Some(member) => self.copy_from(member, name, Some(version), caller).await,
+                None => self.copy_left_here(name, version, caller).await,
+            };
+            match copied {
+                Ok(copied) => return Ok(Copied { maybe_stale: true, ..copied }),
+                Err(e) if e.kind == FailureKind::Permission => return Err(e),
+                Err(e) => failure = failure.or(Some(e)),
+            }
+            // Damaged, or gone meanwhile: the next best.
+            shown.retain(|(at, report)| (at, report.version) != (&place, version));
+        }
+        Err(failure.unwrap_or_else(|| self.missing(name)))
+    }
+
+    async fn copy_left_here(
+        &self,
+        name: &Name,
+        version: Version,
+        caller: Owner,
+    ) -> Result<Copied, Failure> {
+        let regions = self.regions(name);
+        let (meta, region) = with_version(&regions, version).ok_or_else(|| no_such(name))?;
+        if !meta.owner.may_read(&caller) {
+            return Err(permission(name));
+        }
+        self.copy_here(name, region, Some(version)).await
+    }
+
+    /// What this node has of a checkpoint: what it owns, mirrors from the newest on, what it owned
+    /// once.
+    pub(super) fn regions(&self, name: &Name) -> Vec<(Meta, Region)> {
+        let (owned, mirrors) = (self.owned.borrow(), self.mirrors.borrow());
+        let owned = |superseded: bool| {
+            let owned = owned.get(name);
+            let owned = owned.filter(|o| (o.meta.held == Held::Superseded) == superseded);
+            owned.map(|o| (o.meta.clone(), o.region.clone()))
+        };
+        let mirrors = mirrors.iter().filter(|((n, ..), _)| n == name);
+        let mut mirrors: Vec<(Meta, Region)> =
+            mirrors.map(|(_, m)| (m.meta.clone(), m.region.clone())).collect();
+        mirrors.sort_by_key(|(meta, _)| std::cmp::Reverse(meta.epoch));
+        owned(false).into_iter().chain(mirrors).chain(owned(true)).collect()
     }
 
     /// Leaves the owner's copy and the mirrors that are synced with it. A mirror whose owner is gone
@@ -250,7 +320,10 @@ impl Node {
         self.read(from, grant, mapping.clone(), segments).await?;
         let verified = blocking(move || verify_copy(&mapping, &layout, &record)).await;
         match verified {
-            Ok(()) => Ok(Copied { version: record.sequence, len: record.len, file }),
+            Ok(()) => {
+                let (version, len) = (record.sequence, record.len);
+                Ok(Copied { version, len, maybe_stale: false, file })
+            }
             Err(damage) => {
                 let why = format!("{name} arrived damaged from node {}: {damage}", from.id.name);
                 Err(Failure::new(FailureKind::Corrupt, why))
@@ -285,19 +358,9 @@ impl Node {
         version: Option<Version>,
         caller: Owner,
     ) -> Result<Reply, Failure> {
-        let owned = |superseded: bool| {
-            let owned = self.owned.borrow();
-            let owned = owned.get(&name);
-            let owned = owned.filter(|o| (o.meta.held == Held::Superseded) == superseded);
-            owned.map(|o| (o.meta.clone(), o.region.clone()))
-        };
-        let mirror = || {
-            let mirrors = self.mirrors.borrow();
-            let mine = mirrors.iter().filter(|((n, ..), _)| *n == name);
-            mine.max_by_key(|(_, m)| m.meta.epoch).map(|(_, m)| (m.meta.clone(), m.region.clone()))
-        };
-        let found = owned(false).or_else(mirror).or_else(|| owned(true));
-        let (meta, region) = found.ok_or_else(|| no_such(&name))?;
+        let regions = self.regions(&name);
+        let found = version.and_then(|version| with_version(&regions, version));
+        let (meta, region) = found.or(regions.first()).ok_or_else(|| no_such(&name))?;
         if !meta.owner.may_read(&caller) {
             return Err(permission(&name));
         }
@@ -308,7 +371,7 @@ impl Node {
         match found {
             Ok((slot, record)) => {
                 let version = Some((slot as u32, record));
-                let granted = self.grant_read(from, &meta, &region, version, pinned).await;
+                let granted = self.grant_read(from, meta, region, version, pinned).await;
                 if let (Err(_), Some(pinned)) = (&granted, pinned) {
                     self.data_plane.send(Command::Unpin { name, pinned })?;
                 }
@@ -355,6 +418,12 @@ impl Node {
     }
 }
 
+/// Among copies of a checkpoint the first that says that it has this version.
+fn with_version(regions: &[(Meta, Region)], version: Version) -> Option<&(Meta, Region)> {
+    let has = |region: &Region, slot| region.record(slot).is_ok_and(|r| r.sequence == version);
+    regions.iter().find(|(_, region)| (0..region.layout().slots()).any(|slot| has(region, slot)))
+}
+
 enum CopyError {
     NoVersion,
     Damaged(SlotError),
@@ -390,7 +459,7 @@ fn copy_version(region: &Region, version: Option<Version>) -> Result<Copied, Cop
         let _ = mapping.copy_from(to, region.mapping(), from, len);
     }
     verify_copy(&mapping, layout, &record).map_err(CopyError::Damaged)?;
-    Ok(Copied { version: record.sequence, len: record.len, file })
+    Ok(Copied { version: record.sequence, len: record.len, maybe_stale: false, file })
 }
 
 /// In a copy, the payload comes first, for the reader, and the chunk table behind it.

@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     failures::invalid,
+    fetch::Copied,
     node::Node,
     open::{Attached, Wish},
     store::Owner,
@@ -136,9 +137,10 @@ impl Node {
                 let attached = self.reattach(name.clone(), epoch, shown).await?;
                 Answer::Attached(name, Box::new(attached))
             }
-            Request::Get { name, version } => {
-                let copied = self.get(&name, version, caller).await?;
-                let response = Response::Fetched { version: copied.version, len: copied.len };
+            Request::Get { name, version, maybe_stale } => {
+                let copied = self.get(&name, version, caller, maybe_stale).await?;
+                let Copied { version, len, maybe_stale, .. } = copied;
+                let response = Response::Fetched { version, len, maybe_stale };
                 Answer::With(response, copied.file)
             }
             Request::List => Answer::Plain(Response::Listing { checkpoints: self.list().await? }),
@@ -146,8 +148,8 @@ impl Node {
             Request::Verify { name } => {
                 Answer::Plain(Response::Verified { copies: self.verify(name, caller).await? })
             }
-            Request::Remove { name } => {
-                self.remove(&name, caller).await?;
+            Request::Remove { name, leftovers } => {
+                self.remove(&name, caller, leftovers).await?;
                 Answer::Plain(Response::Removed)
             }
         })

@@ -126,6 +126,11 @@ impl Node {
         Some(Failure::new(FailureKind::Unavailable, why))
     }
 
+    /// What to say of a checkpoint that nobody owns.
+    pub(super) fn unowned(&self, name: &Name, copies: Vec<Copy>) -> Failure {
+        self.why_unowned(name, &copies, &[]).unwrap_or_else(|| no_such(name))
+    }
+
     /// What to say of a checkpoint that nobody in the ring has: an owner and the holder of its
     /// mirrors that went away together may have it.
     pub(super) fn missing(&self, name: &Name) -> Failure {
@@ -451,10 +456,14 @@ fn any_in(view: &View, run: &HoldingRun) -> bool {
 }
 
 fn being_recovered(name: &Name, copy: &Copy) -> String {
-    match &copy.standing {
+    let state = match &copy.standing {
         Standing::Holds(owner) => {
             format!("{name} was owned by node {}, and is not recovered yet", owner.name)
         }
         _ => format!("{name} is on its way to another node"),
-    }
+    };
+    format!(
+        "{state}; if nodes lost their memory that had it last, `ringkeep get --maybe-stale` reads \
+         what is left and `ringkeep rm --leftovers` gives it up"
+    )
 }

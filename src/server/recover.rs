@@ -80,12 +80,13 @@ impl Node {
     /// when all of them have all their copies again.
     async fn recover_owner(self: Rc<Self>, owner: NodeId) {
         let mut adopted = BTreeMap::new();
+        let mut told = BTreeSet::new();
         while let Some(view) = self.view() {
             let mine = holders::caretaker(&view, &owner) == Some(&self.id());
             if view.contains(&owner) || !mine || self.stopping.get() {
                 break;
             }
-            match self.try_recover(&owner, &view, &mut adopted).await {
+            match self.try_recover(&owner, &view, &mut adopted, &mut told).await {
                 Ok(true) => {
                     tracing::info!(%owner, "all its checkpoints have all their copies again");
                     self.membership_event(Event::OwnerSettled { owner: owner.clone() });
@@ -99,12 +100,14 @@ impl Node {
         self.recovering.borrow_mut().remove(&owner);
     }
 
-    /// True when nothing is left to do. `adopted` is what has a new home so far, and where.
+    /// True when nothing is left to do. `adopted` is what has a new home so far, and where; `told`,
+    /// what was said already to be out of reach.
     async fn try_recover(
         self: &Rc<Self>,
         owner: &NodeId,
         view: &View,
         adopted: &mut BTreeMap<Name, Member>,
+        told: &mut BTreeSet<Name>,
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
@@ -114,8 +117,12 @@ impl Node {
         for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
             let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
             if !known && !self.leaves_traces(gone, view, left).await {
-                let lost = &gone.owner;
-                tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
+                // Which names are meant is known: others can be made.
+                if self.rehomed.borrow_mut().insert(owner.clone()) {
+                    let lost = &gone.owner;
+                    tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
+                    self.changed.notify_waiters();
+                }
                 return Ok(false);
             }
         }
@@ -145,9 +152,11 @@ impl Node {
                     homes.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
                 }
                 Decision::Unavailable { holders } => {
-                    let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
-                    let holders = holders.join(", ");
-                    tracing::warn!(checkpoint = %name, holders, "its newest mirrors cannot be asked");
+                    if told.insert(name.clone()) {
+                        let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
+                        let (checkpoint, holders) = (name, holders.join(", "));
+                        tracing::warn!(%checkpoint, holders, "its newest mirrors cannot be asked");
+                    }
                     done = false;
                 }
                 // Nobody was ever told that it is mirrored.

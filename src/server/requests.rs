@@ -1,13 +1,16 @@
 //! Questions about what there is, and removal.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use super::{
     data_plane::Command,
     failures::{no_such, permission},
     holders,
     node::{CALL_TIMEOUT, LONG_CALL_TIMEOUT, MirrorId, Node, blocking},
-    rpc::{PeerMessage, Reply, Request, Standing},
+    rpc::{Copy, PeerMessage, Reply, Request, Standing},
     store::{Held, Owner},
 };
 use crate::{
@@ -83,9 +86,8 @@ impl Node {
             Request::Remove { name, caller } => {
                 self.remove_here(&name, caller).await.map(|()| Reply::Done)
             }
-            Request::Drop { name, checkpoint } => {
-                self.drop_copies(&name, checkpoint).await;
-                Ok(Reply::Done)
+            Request::Drop { name, checkpoint, caller } => {
+                self.drop_copies(&name, checkpoint, caller).await.map(|()| Reply::Done)
             }
             Request::Verify { name } => Ok(Reply::Verified(self.verify_mirror(&name).await)),
             Request::List => self.list_here().await.map(Reply::Listing),
@@ -95,7 +97,12 @@ impl Node {
     // Removal.
 
     /// Removes a checkpoint, wherever its owner is.
-    pub(super) async fn remove(self: &Rc<Self>, name: &Name, caller: Owner) -> Result<(), Failure> {
+    pub(super) async fn remove(
+        self: &Rc<Self>,
+        name: &Name,
+        caller: Owner,
+        leftovers: bool,
+    ) -> Result<(), Failure> {
         match self.remove_here(name, caller).await {
             Err(failure) if failure.kind == FailureKind::NoSuchCheckpoint => {}
             other => return other,
@@ -103,7 +110,12 @@ impl Node {
         let copies = self.locate(name).await?;
         let owner = copies.iter().filter(|(_, c)| matches!(c.standing, Standing::Owns(_)));
         let Some((member, _)) = owner.max_by_key(|(_, c)| c.epoch) else {
-            return Err(no_such(name));
+            let elsewhere = copies.into_iter().map(|(_, copy)| copy);
+            let copies = elsewhere.chain(self.located(name)).collect();
+            return match leftovers {
+                true => self.remove_leftovers(name, caller, copies).await,
+                false => Err(self.unowned(name, copies)),
+            };
         };
         let request = Request::Remove { name: name.clone(), caller };
         self.call(member, request, LONG_CALL_TIMEOUT).await.map(|_| ())
@@ -124,7 +136,7 @@ impl Node {
         self.drop_owned(name).await;
         let checkpoint = meta.identity.checkpoint;
         for member in self.others() {
-            let request = Request::Drop { name: name.clone(), checkpoint };
+            let request = Request::Drop { name: name.clone(), checkpoint, caller };
             // A holder that does not hear it now holds a copy of nothing; see docs/limits.md.
             if let Err(failure) = self.call(&member, request, CALL_TIMEOUT).await {
                 tracing::warn!(checkpoint = %name, node = %member.id, %failure, "its mirror may stay");
@@ -134,8 +146,43 @@ impl Node {
         Ok(())
     }
 
-    async fn drop_copies(self: &Rc<Self>, name: &Name, checkpoint: u64) {
+    /// Of a checkpoint that nobody owns, everything; it needs everybody's answer.
+    async fn remove_leftovers(
+        self: &Rc<Self>,
+        name: &Name,
+        caller: Owner,
+        copies: Vec<Copy>,
+    ) -> Result<(), Failure> {
+        if copies.iter().any(|copy| copy.standing == Standing::Creating) {
+            return Err(self.unowned(name, copies));
+        }
+        let ids: BTreeSet<u64> = copies.iter().map(|copy| copy.identity.checkpoint).collect();
+        if ids.is_empty() {
+            return Err(no_such(name));
+        }
+        for checkpoint in ids {
+            self.drop_copies(name, checkpoint, caller).await?;
+            for member in self.others() {
+                let request = Request::Drop { name: name.clone(), checkpoint, caller };
+                self.call(&member, request, LONG_CALL_TIMEOUT).await?;
+            }
+        }
+        tracing::info!(checkpoint = %name, "what was left of it is removed");
+        Ok(())
+    }
+
+    async fn drop_copies(
+        self: &Rc<Self>,
+        name: &Name,
+        checkpoint: u64,
+        caller: Owner,
+    ) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
+        let regions = self.regions(name);
+        let mut theirs = regions.iter().filter(|(m, _)| m.identity.checkpoint == checkpoint);
+        if theirs.any(|(meta, _)| !meta.owner.may_write(&caller)) {
+            return Err(permission(name));
+        }
         let ids: Vec<MirrorId> = {
             let mirrors = self.mirrors.borrow();
             let copies = mirrors
@@ -152,6 +199,7 @@ impl Node {
         if old {
             self.drop_owned(name).await;
         }
+        Ok(())
     }
 
     // Listing.

@@ -125,12 +125,14 @@ pub enum Request {
         /// On whose behalf.
         caller: Owner,
     },
-    /// The checkpoint was removed by its owner: drop the mirror.
+    /// The checkpoint was removed: drop what you have of it, but for what you own.
     Drop {
         /// The checkpoint.
         name: Name,
         /// Its id.
         checkpoint: u64,
+        /// On whose behalf.
+        caller: Owner,
     },
     /// Check every checksum of your copy.
     Verify {

@@ -1,0 +1,86 @@
+//! More nodes lose their memory than there are copies: nothing old comes back by itself, and what is
+//! left can be had by whoever asks for it.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{in_sync, members, servers::Server};
+
+const UNAVAILABLE: i32 = 1;
+const NOT_FOUND: i32 = 3;
+
+fn ring(names: &[&str]) -> Vec<Server> {
+    let mut servers: Vec<Server> = Vec::new();
+    for name in names {
+        let mut args = vec!["--listen", "127.0.0.1:0", "--transport", "tcp"];
+        let founder = servers.first().map(Server::address);
+        if let Some(founder) = &founder {
+            args.extend(["--join", founder]);
+        }
+        let mut server = Server::new(name, &args);
+        server.start();
+        servers.push(server);
+    }
+    for server in &servers {
+        server.wait("the whole ring", |status| members(status, names.len()));
+    }
+    servers
+}
+
+fn put(server: &Server, checkpoint: &str, file: &Path) {
+    let file = file.to_str().unwrap();
+    server.ok(&["put", checkpoint, file, "--durability", "mirrored", "--timeout", "20s"]);
+}
+
+#[test]
+fn an_old_copy_is_kept_back_until_somebody_asks_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for version in ["old", "new"] {
+        fs::write(path(version), version).unwrap();
+    }
+    let mut servers = ring(&["a", "b", "c", "d", "e", "f"]);
+
+    // The old version is on a and f. While f is away, a and e get the new one, and lose it.
+    put(&servers[0], "state", &path("old"));
+    servers[5].kill_9();
+    servers[0].wait("five", |status| members(status, 5) && in_sync(status, "state"));
+    put(&servers[0], "state", &path("new"));
+    for lost in [0, 4] {
+        servers[lost].kill_9();
+        servers[lost].wipe_memory();
+    }
+    servers[1].wait("three", |status| members(status, 3));
+    servers[5].start();
+    for server in [1, 2, 3, 5] {
+        servers[server].wait("four", |status| members(status, 4));
+    }
+
+    let out = path("out");
+    let get = ["get", "state", "-o", out.to_str().unwrap()];
+    let stale = [&get[..], &["--maybe-stale"]].concat();
+    let old = path("old");
+    let said = servers[1].refused(&get, UNAVAILABLE);
+    assert!(said.contains("--maybe-stale"), "it says what can be done: {said}");
+    assert!(!out.exists());
+    for server in [1, 5] {
+        let server = &servers[server];
+        let said = server.ok(&stale);
+        assert!(said.contains("a version newer than 1 may have been acknowledged"), "{said}");
+        assert_eq!(fs::read(&out).unwrap(), b"old");
+        fs::remove_file(&out).unwrap();
+        server.refused(&["rm", "state"], UNAVAILABLE);
+    }
+    servers[1].refused(&["put", "state", old.to_str().unwrap()], UNAVAILABLE);
+    // Whose name is another one is not kept from working.
+    put(&servers[2], "other", &path("new"));
+    assert!(!servers[1].ok(&["get", "other", "--maybe-stale"]).contains("newer than"));
+
+    servers[2].ok(&["rm", "state", "--leftovers"]);
+    servers[5].refused(&stale, UNAVAILABLE);
+    servers[2].refused(&["rm", "state", "--leftovers"], NOT_FOUND);
+    put(&servers[2], "state", &path("old"));
+    assert_eq!(servers[5].ok(&["get", "state"]), "old");
+}
