@@ -13,15 +13,17 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     data_plane::{Command, CopyReport, Report},
-    node::{LONG_CALL_TIMEOUT, Node, Owned},
+    failures::no_such,
+    node::{LONG_CALL_TIMEOUT, Node, Owned, blocking},
     rpc::Request,
     store::Held,
 };
 use crate::{
+    commit::Version,
     handover::Condition,
-    membership::{Event, Member, View},
+    membership::{Event, Member, NodeId, View},
     name::Name,
-    protocol::Failure,
+    protocol::{Failure, FailureKind},
 };
 
 /// Between two looks at what is left.
@@ -100,8 +102,12 @@ impl Node {
             let given = owned.iter().filter(|(_, o)| o.meta.held == Held::Superseded);
             given.filter_map(|(name, o)| Some((name.clone(), heir(o)?))).collect()
         };
+        let mut refused = false;
         for (name, heir) in given {
-            self.call(&heir, Request::Inherit { name }, LONG_CALL_TIMEOUT).await?;
+            if let Err(failure) = self.tell_heir(&name, &heir).await {
+                tracing::debug!(checkpoint = %name, heir = %heir.id, %failure, "not taken yet");
+                refused = true;
+            }
         }
         // With one member left there is nobody for a second copy: it goes on with its own.
         let two_stay = stays(view, &me).nth(1).is_some();
@@ -113,7 +119,7 @@ impl Node {
             // Of an owner that is gone: its recovery is not done.
             !view.contains(owner) || !view.predecessors(owner).is_empty()
         });
-        Ok(!owned_rest && !mirrors_rest)
+        Ok(!owned_rest && !mirrors_rest && !refused)
     }
 
     /// Gives an owned checkpoint to the member that holds its mirror.
@@ -126,14 +132,53 @@ impl Node {
         // On disk before anything else: a restart must not take this copy for the present one.
         self.set_held(name, Held::Superseded, Some(heir.id.clone()))?;
         self.disown(name.clone(), Condition::Stopping).await?;
-        self.call(heir, Request::Inherit { name: name.clone() }, LONG_CALL_TIMEOUT).await?;
+        self.tell_heir(name, heir).await?;
         tracing::info!(checkpoint = %name, heir = %heir.id, "handed over");
         Ok(())
+    }
+
+    /// Tells a member to go on with a checkpoint that was given to it. Also one that asked for it
+    /// once and never came for it: it may have no mirror, or an old one.
+    async fn tell_heir(&self, name: &Name, heir: &Member) -> Result<(), Failure> {
+        let (epoch, version) = {
+            let owned = self.owned.borrow();
+            let owned = owned.get(name).ok_or_else(|| no_such(name))?;
+            let newest = owned.region.newest_by_record();
+            (owned.meta.epoch, newest.map_or(0, |found| found.record.sequence))
+        };
+        let request = Request::Inherit { name: name.clone(), epoch, version };
+        self.call(heir, request, LONG_CALL_TIMEOUT).await.map(drop)
+    }
+
+    /// A leaver's checkpoint goes on here, or did so already.
+    pub(super) async fn inherit(
+        self: &Rc<Self>,
+        leaver: &NodeId,
+        name: &Name,
+        epoch: u64,
+        version: Version,
+    ) -> Result<(), Failure> {
+        let mirror = self.best_mirror(leaver, name).and_then(|id| {
+            let mirrors = self.mirrors.borrow();
+            mirrors.get(&id).map(|m| (m.meta.epoch, m.region.clone()))
+        });
+        let complete = match mirror {
+            Some((of_epoch, region)) => {
+                let newest = blocking(move || region.newest_valid()).await;
+                (of_epoch, newest.map_or(0, |found| found.record.sequence)) == (epoch, version)
+            }
+            None => self.owned.borrow().get(name).is_some_and(|mine| mine.meta.epoch > epoch),
+        };
+        if !complete {
+            let why = format!("this node's mirror of {name} is not complete");
+            return Err(Failure::new(FailureKind::Unavailable, why));
+        }
+        self.adopt(leaver, name, None).await.map(drop)
     }
 }
 
 /// The ring members besides `me` that are not leaving.
-fn stays<'a>(view: &'a View, me: &crate::membership::NodeId) -> impl Iterator<Item = &'a Member> {
+fn stays<'a>(view: &'a View, me: &NodeId) -> impl Iterator<Item = &'a Member> {
     let me = me.clone();
     view.ring.iter().filter(move |m| m.id != me && !view.is_leaving(&m.id))
 }

@@ -72,7 +72,9 @@ impl Node {
                     .await
                     .map(|protected| Reply::Adopted { protected })
             }
-            Request::Inherit { name } => self.adopt(&peer, &name, None).await.map(|_| Reply::Done),
+            Request::Inherit { name, epoch, version } => {
+                self.inherit(&peer, &name, epoch, version).await.map(|()| Reply::Done)
+            }
             Request::TakeOver { name, force, caller } => {
                 self.give_up(peer, name, force, caller).await
             }

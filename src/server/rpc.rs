@@ -90,10 +90,14 @@ pub enum Request {
         /// The view for which that was decided: its members are those to ask.
         view: u64,
     },
-    /// I leave the ring, and your mirror of this checkpoint of mine is complete: it is yours now.
+    /// I leave the ring: if your mirror of this checkpoint of mine is complete, it is yours now.
     Inherit {
         /// The checkpoint.
         name: Name,
+        /// My ownership epoch.
+        epoch: u64,
+        /// The newest version.
+        version: Version,
     },
     /// Let me own this checkpoint, and read its newest version.
     TakeOver {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ringkeep::{
+    commit::Version,
     membership::{Event, Member, NodeId, OwnerHolders, View},
     name::Name,
     recovery::{Decision, Report, Run, choose, in_owners_memory, with_owner},
@@ -636,8 +637,9 @@ impl Server {
             let given = owned.iter().filter(|(_, o)| o.kept.meta.superseded);
             given.filter_map(|(name, o)| Some((name.clone(), heir(o)?))).collect()
         };
+        let mut refused = false;
         for (name, heir) in given {
-            self.call(&heir, Request::Inherit { name }, LONG_CALL_TIMEOUT).await?;
+            refused |= self.tell_heir(&name, &heir).await.is_err();
         }
         let two_stay = stays(view, &me).nth(1).is_some();
         let owned_rest = self.owned.borrow().values().any(|owned| {
@@ -648,7 +650,7 @@ impl Server {
             // Of an owner that is gone: its recovery is not done.
             !view.contains(owner) || !view.predecessors(owner).is_empty()
         });
-        Ok(!owned_rest && !mirrors_rest)
+        Ok(!owned_rest && !mirrors_rest && !refused)
     }
 
     /// Gives an owned checkpoint to the member that holds its mirror.
@@ -660,8 +662,42 @@ impl Server {
         }
         self.supersede(name, Some(heir.id.clone()));
         self.clone().disown(name.clone()).await;
-        self.call(heir, Request::Inherit { name: name.clone() }, LONG_CALL_TIMEOUT).await?;
-        Ok(())
+        self.tell_heir(name, heir).await
+    }
+
+    /// Tells a member to go on with a checkpoint that was given to it. Also one that asked for it
+    /// once and never came for it: it may have no mirror, or an old one.
+    async fn tell_heir(&self, name: &Name, heir: &Member) -> Result<(), Failure> {
+        let (epoch, version) = {
+            let owned = self.owned.borrow();
+            let kept = &owned.get(name).ok_or(Failure::Unavailable)?.kept;
+            let newest = kept.region.newest_by_record();
+            (kept.meta.epoch, newest.map_or(0, |found| found.record.sequence))
+        };
+        let request = Request::Inherit { name: name.clone(), epoch, version };
+        self.call(heir, request, LONG_CALL_TIMEOUT).await.map(drop)
+    }
+
+    /// A leaver's checkpoint goes on here, or did so already.
+    pub(crate) async fn inherit(
+        self: &Rc<Self>,
+        leaver: &NodeId,
+        name: &Name,
+        epoch: u64,
+        version: Version,
+    ) -> Result<(), Failure> {
+        let complete = match self.mirrors.borrow().get(&(name.clone(), leaver.clone())) {
+            Some(mirror) => {
+                let newest = mirror.kept.region.newest_valid();
+                let newest = newest.map_or(0, |found| found.record.sequence);
+                (mirror.kept.meta.epoch, newest) == (epoch, version)
+            }
+            None => self.meta_of(name).is_some_and(|mine| mine.epoch > epoch),
+        };
+        match complete {
+            true => self.adopt(leaver, name, None).await.map(drop),
+            false => Err(Failure::Unavailable),
+        }
     }
 }
 

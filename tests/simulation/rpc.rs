@@ -18,7 +18,7 @@ pub(crate) enum Request {
     Locate { name: Name },
     Fence { owner: NodeId, holder: NodeId, view: u64 },
     Adopt { owner: NodeId, name: Name, view: u64 },
-    Inherit { name: Name },
+    Inherit { name: Name, epoch: u64, version: Version },
     TakeOver { name: Name },
 }
 

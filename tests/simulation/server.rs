@@ -349,7 +349,9 @@ impl Server {
                     .await
                     .map(|protected| Reply::Adopted { protected })
             }
-            Request::Inherit { name } => self.adopt(from, &name, None).await.map(|_| Reply::Done),
+            Request::Inherit { name, epoch, version } => {
+                self.inherit(from, &name, epoch, version).await.map(|()| Reply::Done)
+            }
             Request::TakeOver { name } => self.give_up(from, name).await,
         }
     }
