@@ -441,9 +441,12 @@ impl Node {
         }
         later.extend(self.located(name));
         later.retain(|c| c.standing != Standing::Creating); // this node's own flag
-        // A mirror that its lost owner never synced stands for nothing once that one is settled.
+        // A mirror of an owner that is over stands for nothing: all that counts of what that one had
+        // has an owner, or a later mark. Unless the mirror is from a view that is news here.
+        let number = self.view().map_or(0, |view| view.number);
         later.retain(|c| {
-            !matches!(&c.standing, Standing::Holds(of) if c.synced.is_none() && self.is_over(of))
+            let known = c.synced.is_none_or(|view| view <= number);
+            !matches!(&c.standing, Standing::Holds(of) if known && self.is_over(of))
         });
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
