@@ -351,7 +351,7 @@ impl Node {
             let Some(mine) = own.filter(|meta| self.is_of_ended(meta, owner)) else {
                 return Ok(self.is_protected(name)); // adopted already
             };
-            return match self.taken_over_already(name, &mine).await? {
+            return match self.taken_over_already(owner, name, &mine).await? {
                 Some(successor) => Ok(successor.synced.is_some()),
                 None => self.go_on_with(mine, life).await.map(|()| false),
             };
@@ -361,7 +361,7 @@ impl Node {
             let mirror = mirrors.get(&id).ok_or_else(|| internal(&"the mirror is gone"))?;
             mirror.meta.clone()
         };
-        if let Some(successor) = self.taken_over_already(name, &mine).await? {
+        if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
             tracing::debug!(checkpoint = %name, from = %owner, "somebody else has it already");
             return Ok(successor.synced.is_some());
         }
@@ -431,6 +431,7 @@ impl Node {
     /// owner is being recovered from it. An error while it is not clear who will.
     async fn taken_over_already(
         self: &Rc<Self>,
+        owner: &NodeId,
         name: &Name,
         mine: &Meta,
     ) -> Result<Option<Copy>, Failure> {
@@ -442,12 +443,14 @@ impl Node {
         later.extend(self.located(name));
         later.retain(|c| c.standing != Standing::Creating); // this node's own flag
         // A mirror of an owner that is over stands for nothing: all that counts of what that one had
-        // has an owner, or a later mark. Unless the mirror is from a view that is news here.
+        // has an owner, or a later mark. Unless the mirror is from a view that is news here. And a
+        // mirror that the owner now recovered never synced was passed over on purpose.
         let number = self.view().map_or(0, |view| view.number);
-        later.retain(|c| {
-            let known = c.synced.is_none_or(|view| view <= number);
-            !matches!(&c.standing, Standing::Holds(of) if known && self.is_over(of))
-        });
+        let is_nothing = |of: &NodeId, synced: Option<u64>| match synced {
+            None => of == owner || self.is_over(of),
+            Some(view) => view <= number && self.is_over(of),
+        };
+        later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
         // Also an owner that gave it up once and went on with it after all.

@@ -289,12 +289,12 @@ impl Server {
                 let mine = self.owns(name);
                 return Ok(!mine || self.synced_views.borrow().contains_key(name));
             };
-            return match self.taken_over_already(name, &mine).await? {
+            return match self.taken_over_already(owner, name, &mine).await? {
                 Some(successor) => Ok(successor.synced.is_some()),
                 None => self.go_on_with(name, mine, life).map(|()| false),
             };
         };
-        if let Some(successor) = self.taken_over_already(name, &mine).await? {
+        if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
             return Ok(successor.synced.is_some());
         }
         if self.life.get() != life || !self.is_alive() {
@@ -330,6 +330,7 @@ impl Server {
     /// Who has a later epoch of this mirror's checkpoint. An error while it is not clear who will.
     async fn taken_over_already(
         self: &Rc<Self>,
+        owner: &NodeId,
         name: &Name,
         mine: &Meta,
     ) -> Result<Option<Copy>, Failure> {
@@ -340,12 +341,14 @@ impl Server {
         later.extend(self.located(name));
         later.retain(|c| c.standing != Standing::Creating); // this node's own flag
         // A mirror of an owner that is over stands for nothing: all that counts of what that one had
-        // has an owner, or a later mark. Unless the mirror is from a view that is news here.
+        // has an owner, or a later mark. Unless the mirror is from a view that is news here. And a
+        // mirror that the owner now recovered never synced was passed over on purpose.
         let number = self.view().map_or(0, |view| view.number);
-        later.retain(|c| {
-            let known = c.synced.is_none_or(|view| view <= number);
-            !matches!(&c.standing, Standing::Holds(of) if known && self.is_over(of))
-        });
+        let is_nothing = |of: &NodeId, synced: Option<u64>| match synced {
+            None => of == owner || self.is_over(of),
+            Some(view) => view <= number && self.is_over(of),
+        };
+        later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.checkpoint == mine.checkpoint;
         let owns = |c: &Copy| c.standing == Standing::Owns;
         // Also an owner that gave it up once and went on with it after all.
