@@ -36,6 +36,13 @@ pub struct OwnerHolders {
     pub left: u64,
 }
 
+impl OwnerHolders {
+    /// Whether the owner left the ring; it is not settled yet then.
+    pub fn is_gone(&self) -> bool {
+        self.left > 0
+    }
+}
+
 /// What a proposer has heard about mirrors. It only shortens the list, so members may differ in it.
 #[derive(Debug, Clone, Default)]
 pub struct SyncFacts {
@@ -58,7 +65,7 @@ impl SyncFacts {
 
     /// Every checkpoint of `owner`, which left, has two copies elsewhere.
     pub fn settle(&mut self, view: &View, owner: &NodeId) -> bool {
-        let frozen = !view.contains(owner) && view.holders.iter().any(|h| h.owner == *owner);
+        let frozen = view.owner(owner).is_some_and(OwnerHolders::is_gone);
         frozen && self.settled.insert(owner.clone())
     }
 
@@ -118,10 +125,11 @@ pub(super) fn holders_after(view: &View, next: &View) -> Vec<OwnerHolders> {
         list.drain(..current);
     }
     let left: BTreeMap<&NodeId, u64> = view.holders.iter().map(|h| (&h.owner, h.left)).collect();
+    let members: BTreeSet<&NodeId> = next.ring.iter().map(|m| &m.id).collect();
     let kept = |(owner, mut runs): (&NodeId, Vec<HoldingRun>)| {
         runs.drain(..runs.len().saturating_sub(RUNS_MAX));
         let left = match left.get(owner) {
-            _ if next.contains(owner) => 0,
+            _ if members.contains(owner) => 0,
             Some(&left) if left > 0 => left,
             _ => next.number,
         };

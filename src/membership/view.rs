@@ -170,12 +170,15 @@ impl View {
         self.ring.iter().chain(self.voters.iter().skip(self.ring.len()))
     }
 
+    /// Who may hold `owner`'s mirrors; of a member, and of one that left and is not settled.
+    pub fn owner(&self, owner: &NodeId) -> Option<&OwnerHolders> {
+        let at = self.holders.binary_search_by(|h| h.owner.cmp(owner)).ok()?;
+        Some(&self.holders[at])
+    }
+
     /// The holding runs of `owner`'s mirror, oldest first; empty if there were none.
     pub fn holders_of(&self, owner: &NodeId) -> &[super::HoldingRun] {
-        match self.holders.binary_search_by(|h| h.owner.cmp(owner)) {
-            Ok(at) => &self.holders[at].runs,
-            Err(_) => &[],
-        }
+        self.owner(owner).map_or(&[], |holders| &holders.runs)
     }
 
     /// Whether a view from outside can be worked with at all: sizes, order and uniqueness. That it

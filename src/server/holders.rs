@@ -28,7 +28,7 @@ pub(super) fn runs(view: &View, owner: &NodeId) -> Vec<Run<NodeId>> {
 
 /// The member that looks after what `owner` left behind when it was lost.
 pub(super) fn caretaker<'a>(view: &'a View, owner: &NodeId) -> Option<&'a NodeId> {
-    view.holders.iter().find(|h| h.owner == *owner)?; // else it is settled
+    view.owner(owner)?; // else it is settled
     let later_life = |m: &NodeId, h: &NodeId| m.name == h.name && m.incarnation > h.incarnation;
     recovery::caretaker(owner, &runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
 }

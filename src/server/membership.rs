@@ -252,7 +252,7 @@ impl Node {
         let before = self.view.replace(Some(view.clone()));
         super::metrics::view_installed(view.number, view.ring.len());
         self.cluster.set(view.cluster);
-        let named = |owner: &NodeId| view.holders.iter().any(|h| h.owner == *owner);
+        let named = |owner: &NodeId| view.owner(owner).is_some();
         self.rehomed.borrow_mut().retain(named);
         for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
             self.links.borrow_mut().remove(&gone.id);

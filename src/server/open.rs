@@ -173,7 +173,7 @@ impl Node {
         let found = |owner: &NodeId| {
             self.rehomed.borrow().contains(owner) || self.membership.borrow().is_settled(owner)
         };
-        let mut gone = view.holders.iter().filter(|h| !view.contains(&h.owner) && !found(&h.owner));
+        let mut gone = view.holders.iter().filter(|h| h.is_gone() && !found(&h.owner));
         let can_be_asked = |h: &OwnerHolders| h.runs.iter().all(|run| any_in(&view, run));
         let gone = gone.find(|h| !h.runs.is_empty() && can_be_asked(h))?;
         Some(gone.owner.name.clone())
@@ -181,7 +181,7 @@ impl Node {
 
     /// Owners that left together with a node that may be the only one with a mirror of theirs.
     fn lost(view: &View) -> impl Iterator<Item = (&NodeId, &NodeId)> {
-        let gone = view.holders.iter().filter(|h| !view.contains(&h.owner));
+        let gone = view.holders.iter().filter(|h| h.is_gone());
         gone.filter_map(|h| {
             let run = h.runs.iter().rfind(|run| !any_in(view, run))?;
             Some((&h.owner, run.holders.first()?))

@@ -45,7 +45,7 @@ impl Node {
     pub(super) async fn after_view_change(self: Rc<Self>) {
         let Some(view) = self.view() else { return };
         let me = self.id();
-        for gone in view.holders.iter().filter(|h| !view.contains(&h.owner)) {
+        for gone in view.holders.iter().filter(|h| h.is_gone()) {
             // F1: whatever is recovered later, this owner writes here no more.
             if let Err(failure) = self.fence_quickly(&gone.owner).await {
                 tracing::error!(%failure, owner = %gone.owner, "fencing");
@@ -113,7 +113,7 @@ impl Node {
         let fenced = self.fence_holders(owner, view, &runs).await;
         // Whoever was there after the owner left may have had something next. If one is lost without
         // a trace, all that is left may be older than what was acknowledged since.
-        let left = view.holders.iter().find(|h| h.owner == *owner).map_or(0, |h| h.left);
+        let left = view.owner(owner).map_or(0, |h| h.left);
         for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
             let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
             if !known && !self.leaves_traces(gone, view, left).await {
@@ -280,8 +280,8 @@ impl Node {
 
     /// Whether an owner left the ring and its checkpoints are not all recovered.
     pub(super) fn is_unsettled(&self, owner: &NodeId) -> bool {
-        let listed = |view: &View| view.holders.iter().any(|h| h.owner == *owner);
-        let gone = self.view().is_some_and(|view| !view.contains(owner) && listed(&view));
+        let is_gone = |view: &View| view.owner(owner).is_some_and(OwnerHolders::is_gone);
+        let gone = self.view().is_some_and(|view| is_gone(&view));
         gone && !self.membership.borrow().is_settled(owner)
     }
 

@@ -197,7 +197,7 @@ impl Oracle {
         let lost = |id: &NodeId| {
             world.machines[world.machine_named(&id.name)].memory_since.get() > id.incarnation
         };
-        let gone = view.holders.iter().filter(|h| !view.contains(&h.owner) && lost(&h.owner));
+        let gone = view.holders.iter().filter(|h| h.is_gone() && lost(&h.owner));
         let mut runs = gone.flat_map(|h| &h.runs);
         runs.any(|run| run.holders.iter().all(lost))
     }

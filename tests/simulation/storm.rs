@@ -382,7 +382,7 @@ fn describe(world: &World) -> String {
         text += &format!("\n{}: view {number:?} {ring:?}", server.id());
     }
     if let Some(view) = world.oracle.borrow().last_views().first() {
-        for gone in view.holders.iter().filter(|h| !view.contains(&h.owner)) {
+        for gone in view.holders.iter().filter(|h| h.is_gone()) {
             text += &format!("\ngone: {} {:?}", gone.owner, gone.runs);
         }
     }
