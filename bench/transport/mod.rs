@@ -19,7 +19,6 @@ use ringkeep::{
     },
 };
 
-const LEN_MAX: u64 = 16 << 20;
 const TIME_PER_ROW: Duration = Duration::from_millis(150);
 
 /// Two spinning threads on one core would measure the scheduler.
@@ -34,8 +33,12 @@ pub(crate) type Figures = ([f64; 3], f64);
 
 /// Runs `exchange` for a while; it answers when it began and how many writes it saw completed.
 pub(crate) fn measure(len: u64, mut exchange: impl FnMut() -> (Instant, u64)) -> Figures {
+    let warming = Instant::now();
     for _ in 0..20 {
         exchange();
+        if warming.elapsed() > TIME_PER_ROW {
+            break;
+        }
     }
     let begin = Instant::now();
     let (mut micros, mut writes) = (Vec::new(), 0);
@@ -55,8 +58,8 @@ pub(crate) fn ours(len: u64, window: u64) -> Figures {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut near = TcpTransport::new(Timeouts::default()).unwrap();
     let mut far = TcpTransport::new(Timeouts::default()).unwrap();
-    let local = near.register(mapping(), Purpose::Post).unwrap();
-    let remote = far.register(mapping(), Purpose::Grant).unwrap();
+    let local = near.register(mapping(len), Purpose::Post).unwrap();
+    let remote = far.register(mapping(len), Purpose::Grant).unwrap();
     let (conn, offer) = near.offer().unwrap();
     let (far_conn, answer) = far.accept(&offer).unwrap();
     let terms = Terms { epoch: 1, view_min: 1 };
@@ -103,10 +106,14 @@ pub(crate) fn ours(len: u64, window: u64) -> Figures {
     figures
 }
 
-fn mapping() -> Arc<Mapping> {
+/// Memory whose pages are there already.
+fn mapping(len: u64) -> Arc<Mapping> {
     let file = tempfile::tempfile_in("/dev/shm").or_else(|_| tempfile::tempfile()).unwrap();
-    file.set_len(LEN_MAX).unwrap();
-    let mapping = Mapping::new(&file, LEN_MAX as usize).unwrap();
-    mapping.write_at(0, &vec![1; LEN_MAX as usize]).unwrap();
+    file.set_len(len).unwrap();
+    let mapping = Mapping::new(&file, len as usize).unwrap();
+    let ones = vec![1; len.min(1 << 20) as usize];
+    for at in (0..len).step_by(ones.len()) {
+        mapping.write_at(at, &ones[..ones.len().min((len - at) as usize)]).unwrap();
+    }
     Arc::new(mapping)
 }

@@ -19,6 +19,7 @@ use std::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::mm::{Advice, madvise};
 
 use super::sigbus::Registered;
 
@@ -85,6 +86,22 @@ impl Mapping {
         for at in (first..start.addr() + len).step_by(page).map(|at| at.max(start.addr())) {
             // SAFETY: inside the range, which the caller keeps mapped.
             unsafe { start.with_addr(at).read_volatile() };
+        }
+    }
+
+    /// Has the system put pages behind all bytes now instead of at each one's first touch, which may
+    /// be on a thread that others wait for. As far as it can; the rest comes when it is touched.
+    pub(crate) fn populate(&self) {
+        /// Another thread that maps memory waits for one step.
+        const STEP: usize = 8 << 20;
+        for start in (0..self.len).step_by(STEP) {
+            let len = STEP.min(self.len - start);
+            // SAFETY: inside the mapping, which lives as long as `self`; the advice changes no byte.
+            let populated =
+                unsafe { madvise(self.at(start as u64).cast(), len, Advice::LinuxPopulateWrite) };
+            if populated.is_err() {
+                return; // a kernel before 5.14, or memory that is cut off
+            }
         }
     }
 

@@ -235,6 +235,9 @@ impl Node {
                     ended: None,
                 };
                 let stored = self.make_region(meta, None).await?;
+                // The data plane, on which others wait, shall not be the first to touch it.
+                let mapping = stored.region.mapping().clone();
+                blocking(move || mapping.populate()).await;
                 self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
                 let mirror = Mirror {
                     meta: stored.meta,
