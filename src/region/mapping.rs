@@ -89,13 +89,15 @@ impl Mapping {
         }
     }
 
-    /// Has the system put pages behind all bytes now instead of at each one's first touch, which may
-    /// be on a thread that others wait for. As far as it can; the rest comes when it is touched.
-    pub(crate) fn populate(&self) {
+    /// Has the system put pages behind these bytes now instead of at each one's first touch, which
+    /// may be on a thread that others wait for. As far as it can; the rest comes when it is touched.
+    pub(crate) fn populate(&self, bytes: std::ops::Range<u64>) {
         /// Another thread that maps memory waits for one step.
         const STEP: usize = 8 << 20;
-        for start in (0..self.len).step_by(STEP) {
-            let len = STEP.min(self.len - start);
+        let page = rustix::param::page_size();
+        let end = self.len.min(bytes.end as usize);
+        for start in (bytes.start as usize / page * page..end).step_by(STEP) {
+            let len = STEP.min(end - start);
             // SAFETY: inside the mapping, which lives as long as `self`; the advice changes no byte.
             let populated =
                 unsafe { madvise(self.at(start as u64).cast(), len, Advice::LinuxPopulateWrite) };

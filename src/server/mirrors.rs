@@ -235,9 +235,10 @@ impl Node {
                     ended: None,
                 };
                 let stored = self.make_region(meta, None).await?;
-                // The data plane, on which others wait, shall not be the first to touch it.
+                // The data plane, on which others wait, shall not be the first to touch it. The first
+                // copy goes into the first slot; the others have time until that is there.
                 let mapping = stored.region.mapping().clone();
-                blocking(move || mapping.populate()).await;
+                blocking(move || mapping.populate(0..layout.slot(1))).await;
                 self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
                 let mirror = Mirror {
                     meta: stored.meta,
@@ -332,6 +333,12 @@ impl Node {
         view: u64,
     ) {
         let _lock = self.lock(&name).await;
+        if let Some(mirror) =
+            self.mirrors.borrow().get(&(name.clone(), from.clone(), identity.generation))
+        {
+            let (mapping, next) = (mirror.region.mapping().clone(), mirror.meta.layout.slot(1));
+            tokio::task::spawn_blocking(move || mapping.populate(next..mapping.len()));
+        }
         let replaced: Vec<(MirrorId, bool)> = {
             let mirrors = self.mirrors.borrow();
             let elsewhere = !holders.contains(&self.id());
