@@ -90,6 +90,31 @@ const MUTANTS: &[Mutant] = &[
         says: AGREEMENT,
     },
     Mutant {
+        name: "a record's checksum does not cover the sequence",
+        file: "src/commit/record.rs",
+        from: "XxHash3_64::oneshot(&record[..CHECKSUM_AT])",
+        to: "XxHash3_64::oneshot(&record[..32])",
+        test: &["--lib", "one_wrong_bit"],
+        says: "one_wrong_bit_anywhere_is_noticed",
+    },
+    Mutant {
+        name: "a slot lacks only what the last version changed",
+        file: "src/commit/slots.rs",
+        from: "slot.stale.union_ranges(&self.changed);",
+        to: "slot.stale.clear();
+                slot.stale.union_ranges(&self.changed);",
+        test: &["--lib", "every_version_is_whole"],
+        says: "I2: the new version is torn",
+    },
+    Mutant {
+        name: "a write completes before it is placed",
+        file: "src/transport/fake/flight.rs",
+        from: "(placed, pieces.is_empty())",
+        to: "(placed, true)",
+        test: &["--test", "simulation", "nothing"],
+        says: "I7 acknowledgements only at or above the floor",
+    },
+    Mutant {
         name: "voters shrink to two",
         file: "src/membership/mod.rs",
         from: "pub const VOTERS_MIN: usize = 3;",

@@ -70,7 +70,7 @@ impl Record {
         for (i, word) in words.into_iter().enumerate() {
             out[8 + 8 * i..16 + 8 * i].copy_from_slice(&word.to_le_bytes());
         }
-        let checksum = XxHash3_64::oneshot(&out[..CHECKSUM_AT]);
+        let checksum = checksum(&out);
         out[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
         out
     }
@@ -96,7 +96,7 @@ impl Record {
         if bytes[..8] != head[..8] {
             return Err(RecordError::Foreign);
         }
-        if XxHash3_64::oneshot(&bytes[..CHECKSUM_AT]) != word(CHECKSUM_AT) {
+        if checksum(bytes) != word(CHECKSUM_AT) {
             return Err(RecordError::Checksum);
         }
         let record = Self {
@@ -121,6 +121,11 @@ impl Record {
         }
         Ok(record)
     }
+}
+
+/// Over all that stands before it: another sequence or another root is another record.
+fn checksum(record: &[u8; RECORD_BYTES]) -> u64 {
+    XxHash3_64::oneshot(&record[..CHECKSUM_AT])
 }
 
 #[cfg(test)]
