@@ -30,6 +30,8 @@ pub(super) struct Fenced {
     /// Who says so: the holder itself, or a later life of it.
     by: Member,
     copies: Vec<FencedCopy>,
+    /// There is nothing else that may count.
+    complete: bool,
 }
 
 impl Fenced {
@@ -38,6 +40,12 @@ impl Fenced {
         let (mark, version) = copy.map_or((None, 0), |copy| (copy.mark, copy.version));
         Report { mark, version }
     }
+}
+
+/// Whether that life of this node owned it when it ended, or had given it up and nobody had come
+/// for it.
+fn was_of(meta: &Meta, life: &NodeId) -> bool {
+    meta.held == Held::Superseded && meta.ended == Some(life.incarnation)
 }
 
 impl Node {
@@ -174,7 +182,8 @@ impl Node {
         let nobody = |run: &Run<NodeId>| {
             !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
         };
-        let rehomed = done && (own.is_some() || !runs.iter().any(nobody));
+        let all_kept = own.as_ref().is_some_and(|own| own.complete);
+        let rehomed = done && (all_kept || !runs.iter().any(nobody));
         if rehomed {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
@@ -211,7 +220,8 @@ impl Node {
             };
             match copies {
                 Ok(copies) => {
-                    fenced.insert(holder.clone(), Fenced { by: member.clone(), copies });
+                    let (by, complete) = (member.clone(), true);
+                    fenced.insert(holder.clone(), Fenced { by, copies, complete });
                 }
                 Err(failure) => tracing::debug!(%owner, %holder, %failure, "not fenced yet"),
             }
@@ -223,13 +233,14 @@ impl Node {
     pub(super) async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
         let by = view.ring.iter().find(|member| member.id.name == owner.name)?.clone();
         if by.id == self.id() {
-            let copies = self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;
-            return Some(Fenced { by, copies });
+            let (copies, complete) =
+                self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;
+            return Some(Fenced { by, copies, complete });
         }
         let (owner, holder) = (owner.clone(), owner.clone());
         let request = Request::Fence { owner, holder, view: view.number };
         match self.call(&by, request, LONG_CALL_TIMEOUT).await {
-            Ok(Reply::Fenced(copies)) => Some(Fenced { by, copies }),
+            Ok(Reply::Kept { copies, complete }) => Some(Fenced { by, copies, complete }),
             _ => None,
         }
     }
@@ -253,24 +264,24 @@ impl Node {
             || self.ask_owner(&gone.owner, view).await.is_some()
     }
 
-    /// What a former life of this node owned when it ended, as far as it is whole.
-    pub(super) fn copies_of_ended(&self, life: &NodeId) -> Vec<FencedCopy> {
+    /// What a former life of this node owned when it ended, as far as it is whole and was given to
+    /// nobody who is not recovered; and whether that is all.
+    pub(super) fn copies_of_ended(&self, life: &NodeId) -> (Vec<FencedCopy>, bool) {
         let owned = self.owned.borrow();
-        let theirs =
-            owned.iter().filter(|(_, o)| self.is_of_ended(&o.meta, life) && o.damaged.is_none());
+        let all = || owned.iter().filter(|(_, o)| was_of(&o.meta, life));
+        let counts = |o: &Owned| self.is_of_ended(&o.meta, life) && o.damaged.is_none();
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.region.newest_by_record().map_or(0, |found| found.record.sequence);
             FencedCopy { name: name.clone(), mark: None, version }
         };
-        theirs.map(copy).collect()
+        let copies = all().filter(|(_, o)| counts(o)).map(copy).collect();
+        (copies, all().all(|(_, o)| counts(o)))
     }
 
     /// Whether a copy was that life's when the life ended, and nobody else's since: who was to have
     /// it next is there and will say so, or is recovered and had it not.
     fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
-        meta.held == Held::Superseded
-            && meta.ended == Some(life.incarnation)
-            && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+        was_of(meta, life) && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
     }
 
     /// Whether an owner left the ring and all that it had is recovered.

@@ -62,7 +62,8 @@ impl Node {
                     return Err(Failure::new(FailureKind::Unavailable, why));
                 }
                 if holder == owner {
-                    return Ok(Reply::Fenced(self.copies_of_ended(&owner)));
+                    let (copies, complete) = self.copies_of_ended(&owner);
+                    return Ok(Reply::Kept { copies, complete });
                 }
                 self.fence(&owner).await.map(Reply::Fenced)
             }

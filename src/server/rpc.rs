@@ -196,6 +196,14 @@ pub enum Reply {
     },
     /// What a fenced holder has of an owner's checkpoints.
     Fenced(Vec<FencedCopy>),
+    /// What the life asked about owned when it ended.
+    Kept {
+        /// What is whole and whose turn it is.
+        copies: Vec<FencedCopy>,
+        /// That is all. Else there are copies that are damaged, or that were given to somebody who
+        /// is not recovered.
+        complete: bool,
+    },
     /// The right to read a version.
     Granted(Grant),
     /// What was checked.

@@ -32,6 +32,8 @@ const LEAVE_LOOK_AFTER: Duration = Duration::from_millis(20);
 struct Fenced {
     by: Member,
     copies: Vec<FencedCopy>,
+    /// There is nothing else that may count.
+    complete: bool,
 }
 
 impl Fenced {
@@ -143,7 +145,8 @@ impl Server {
         let nobody = |run: &Run<NodeId>| {
             !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
         };
-        let rehomed = done && (own.is_some() || !runs.iter().any(nobody));
+        let all_kept = own.as_ref().is_some_and(|own| own.complete);
+        let rehomed = done && (all_kept || !runs.iter().any(nobody));
         Ok(rehomed && protected)
     }
 
@@ -174,7 +177,8 @@ impl Server {
                 }
             };
             if let Ok(copies) = copies {
-                fenced.insert(holder.clone(), Fenced { by: member.clone(), copies });
+                let (by, complete) = (member.clone(), true);
+                fenced.insert(holder.clone(), Fenced { by, copies, complete });
             }
         }
         fenced
@@ -198,33 +202,35 @@ impl Server {
     async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
         let by = view.ring.iter().find(|member| member.id.name == owner.name)?.clone();
         if by.id == self.id() {
-            let copies = self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;
-            return Some(Fenced { by, copies });
+            let (copies, complete) =
+                self.has_memory_of(owner).then(|| self.copies_of_ended(owner))?;
+            return Some(Fenced { by, copies, complete });
         }
         let (owner, holder) = (owner.clone(), owner.clone());
         let request = Request::Fence { owner, holder, view: view.number };
         match self.call(&by, request, LONG_CALL_TIMEOUT).await {
-            Ok(Reply::Fenced(copies)) => Some(Fenced { by, copies }),
+            Ok(Reply::Kept { copies, complete }) => Some(Fenced { by, copies, complete }),
             _ => None,
         }
     }
 
-    /// What a former life of this node owned when it ended.
-    pub(crate) fn copies_of_ended(&self, life: &NodeId) -> Vec<FencedCopy> {
+    /// What a former life of this node owned when it ended, as far as it was given to nobody who is
+    /// not recovered; and whether that is all.
+    pub(crate) fn copies_of_ended(&self, life: &NodeId) -> (Vec<FencedCopy>, bool) {
         let owned = self.owned.borrow();
-        let theirs = owned.iter().filter(|(_, o)| self.is_of_ended(&o.kept.meta, life));
+        let all = || owned.iter().filter(|(_, o)| was_of(&o.kept.meta, life));
+        let counts = |o: &Owned| self.is_of_ended(&o.kept.meta, life);
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence);
             FencedCopy { name: name.clone(), mark: None, version }
         };
-        theirs.map(copy).collect()
+        let copies = all().filter(|(_, o)| counts(o)).map(copy).collect();
+        (copies, all().all(|(_, o)| counts(o)))
     }
 
     /// Whether a copy was that life's when the life ended, and nobody else's since.
     fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
-        meta.superseded
-            && meta.ended == Some(life.incarnation)
-            && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+        was_of(meta, life) && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
     }
 
     /// Whether an owner left the ring and all that it had is recovered.
@@ -709,6 +715,12 @@ impl Server {
 
 pub(crate) fn home_of(at: usize) -> Name {
     Name::new(&format!("c{at:04}")).expect("a name")
+}
+
+/// Whether that life of this node owned it when it ended, or had given it up and nobody had come
+/// for it.
+fn was_of(meta: &Meta, life: &NodeId) -> bool {
+    meta.superseded && meta.ended == Some(life.incarnation)
 }
 
 /// The ring members besides `me` that are not leaving.

@@ -29,6 +29,7 @@ pub(crate) enum Reply {
     Prepared { key: RemoteKey, region: u64, versions: Vec<Version>, mark_to: usize },
     Located(Vec<Copy>),
     Fenced(Vec<FencedCopy>),
+    Kept { copies: Vec<FencedCopy>, complete: bool },
     Adopted { protected: bool },
     Granted { key: RemoteKey, checkpoint: u64, epoch: u64, newest: Option<(usize, Version)> },
 }

@@ -338,10 +338,13 @@ impl Server {
                 if !self.has_memory_of(&holder) || behind {
                     return Err(Failure::Unavailable);
                 }
-                Ok(Reply::Fenced(match holder == owner {
-                    true => self.copies_of_ended(&owner),
-                    false => self.fence(&owner),
-                }))
+                Ok(match holder == owner {
+                    true => {
+                        let (copies, complete) = self.copies_of_ended(&owner);
+                        Reply::Kept { copies, complete }
+                    }
+                    false => Reply::Fenced(self.fence(&owner)),
+                })
             }
             Request::Adopt { owner, name, view } => {
                 self.fence(&owner);
