@@ -156,7 +156,9 @@ impl Oracle {
     /// A voter stored what it must not forget.
     pub(crate) fn stored(&mut self, new: &Durable) {
         let key = (new.me.id.clone(), new.view.number);
-        let Some(old) = self.votes.insert(key, new.clone()) else { return };
+        // One copy of each view for all: a thousand voters would keep a thousand of each.
+        let view = self.views.get(&new.view.number).unwrap_or(&new.view).clone();
+        let Some(old) = self.votes.insert(key, Durable { view, ..new.clone() }) else { return };
         let vote = |d: &Durable| d.votes.cast.vote.as_ref().map(|vote| vote.value.clone());
         let accepted = |d: &Durable| d.votes.cast.accepted.as_ref().map(|(ballot, _)| *ballot);
         if (vote(&old).is_some() && vote(&old) != vote(new))
