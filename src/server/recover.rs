@@ -119,21 +119,6 @@ impl Node {
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Whoever was there after the owner left may have had something next. If one is lost without
-        // a trace, all that is left may be older than what was acknowledged since.
-        let left = view.owner(owner).map_or(0, |h| h.left);
-        for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
-            let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
-            if !known && !self.leaves_traces(gone, view, left).await {
-                // Which names are meant is known: others can be made.
-                if self.rehomed.borrow_mut().insert(owner.clone()) {
-                    let lost = &gone.owner;
-                    tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
-                    self.changed.notify_waiters();
-                }
-                return Ok(false);
-            }
-        }
         let own = self.ask_owner(owner, view).await;
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
@@ -142,22 +127,48 @@ impl Node {
         // Whoever adopted one and was lost since is recovered as its owner.
         adopted.retain(|_, member| view.contains(&member.id));
         let mut homes = adopted.clone();
-        let mut done = true;
+        let (mut done, mut kept_back) = (true, false);
+        let mut lost_since = BTreeMap::new();
         for name in names {
             let kept = own.iter().find_map(|own| {
                 let copy = own.copies.iter().find(|copy| copy.name == *name)?;
-                Some((own, copy.version))
+                Some((own, copy))
             });
             let decision = match kept {
-                Some((_, version)) => choose(&with_owner(&runs, owner), |holder| {
-                    (holder == owner).then(|| in_owners_memory(version))
+                Some((_, copy)) => choose(&with_owner(&runs, owner), |holder| {
+                    (holder == owner).then(|| in_owners_memory(copy.version))
                 }),
                 None => choose(&runs, |holder| fenced.get(holder).map(|f| f.report(name))),
             };
             match decision {
                 Decision::Exact { holder, .. } => {
-                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
-                    homes.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
+                    let (by, mark) = match (kept, fenced.get(&holder)) {
+                        (Some((own, copy)), _) => (own.by.clone(), copy.mark),
+                        (None, Some(fenced)) => (fenced.by.clone(), fenced.report(name).mark),
+                        (None, None) => return Err(internal(&"nobody said so")),
+                    };
+                    // What was never mirrored nobody had next.
+                    let lost = match mark {
+                        None => None,
+                        Some(since) => match lost_since.get(&since) {
+                            Some(lost) => Option::clone(lost),
+                            None => {
+                                let lost = self.lost_since(owner, view, since).await;
+                                lost_since.insert(since, lost.clone());
+                                lost
+                            }
+                        },
+                    };
+                    match lost {
+                        None => drop(homes.insert(name.clone(), by)),
+                        Some(lost) => {
+                            kept_back = true;
+                            if told.insert(name.clone()) {
+                                let (checkpoint, why) = (name, "nobody can tell what it had next");
+                                tracing::warn!(%checkpoint, %lost, why, "kept back");
+                            }
+                        }
+                    }
                 }
                 Decision::Unavailable { holders } => {
                     if told.insert(name.clone()) {
@@ -188,7 +199,24 @@ impl Node {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
         }
-        Ok(rehomed && protected)
+        Ok(rehomed && protected && !kept_back)
+    }
+
+    /// Somebody who was a member after view `since`, may have had a checkpoint of `owner`'s next, and
+    /// is lost without a trace: all that is left may be older than what was acknowledged there.
+    async fn lost_since(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        view: &View,
+        since: u64,
+    ) -> Option<NodeId> {
+        let later = |gone: &&OwnerHolders| gone.left > since && gone.owner != *owner;
+        for gone in view.holders.iter().filter(later) {
+            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
+                return Some(gone.owner.clone());
+            }
+        }
+        None
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
@@ -272,7 +300,8 @@ impl Node {
         let counts = |o: &Owned| self.is_of_ended(&o.meta, life) && o.damaged.is_none();
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.region.newest_by_record().map_or(0, |found| found.record.sequence);
-            FencedCopy { name: name.clone(), mark: None, version }
+            let mark = o.region.mark().ok().filter(|mark| mark.epoch >= o.meta.epoch);
+            FencedCopy { name: name.clone(), mark: mark.map(|mark| mark.view), version }
         };
         let copies = all().filter(|(_, o)| counts(o)).map(copy).collect();
         (copies, all().all(|(_, o)| counts(o)))

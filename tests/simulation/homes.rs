@@ -91,15 +91,6 @@ impl Server {
             runs.iter_mut().for_each(|run| run.since = 0);
         }
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Whoever was there after the owner left may have had something next. If one is lost without
-        // a trace, all that is left may be older than what was acknowledged since.
-        let left = view.owner(owner).map_or(0, |h| h.left);
-        for gone in view.holders.iter().filter(|h| h.left > left && self.is_unsettled(&h.owner)) {
-            let known = fenced.keys().any(|holder| holder.name == gone.owner.name);
-            if !known && !self.leaves_traces(gone, view, left).await {
-                return Ok(false);
-            }
-        }
         let own = self.ask_owner(owner, view).await;
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
@@ -108,23 +99,35 @@ impl Server {
         // Whoever adopted one and was lost since is recovered as its owner.
         adopted.retain(|_, member| view.contains(&member.id));
         let mut homes = adopted.clone();
-        let mut done = true;
+        let (mut done, mut kept_back) = (true, false);
         for name in names {
             let kept = own.iter().find_map(|own| {
                 let copy = own.copies.iter().find(|copy| copy.name == *name)?;
-                Some((own, copy.version))
+                Some((own, copy))
             });
             let decision = match kept {
-                Some((_, version)) => choose(&with_owner(&runs, owner), |holder| {
-                    (holder == owner).then(|| in_owners_memory(version))
+                Some((_, copy)) => choose(&with_owner(&runs, owner), |holder| {
+                    (holder == owner).then(|| in_owners_memory(copy.version))
                 }),
                 None => choose(&runs, |holder| fenced.get(holder).map(|f| f.report(name))),
             };
             self.world.log(|| format!("{}: {name} of {owner}: {decision:?}", self.id()));
             match decision {
                 Decision::Exact { holder, .. } => {
-                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
-                    homes.insert(name.clone(), by.ok_or(Failure::Unavailable)?);
+                    let (by, mark) = match (kept, fenced.get(&holder)) {
+                        (Some((own, copy)), _) => (own.by.clone(), copy.mark),
+                        (None, Some(fenced)) => (fenced.by.clone(), fenced.report(name).mark),
+                        (None, None) => return Err(Failure::Unavailable),
+                    };
+                    // What was never mirrored nobody had next.
+                    let lost = match mark {
+                        None => false,
+                        Some(since) => self.is_lost_since(owner, view, since).await,
+                    };
+                    match lost {
+                        false => drop(homes.insert(name.clone(), by)),
+                        true => kept_back = true,
+                    }
                 }
                 Decision::Unavailable { .. } => done = false,
                 // Nobody was ever told that it is mirrored.
@@ -147,7 +150,19 @@ impl Server {
         };
         let all_kept = own.as_ref().is_some_and(|own| own.complete);
         let rehomed = done && (all_kept || !runs.iter().any(nobody));
-        Ok(rehomed && protected)
+        Ok(rehomed && protected && !kept_back)
+    }
+
+    /// Whether somebody who was a member after view `since`, and may have had a checkpoint of `owner`'s
+    /// next, is lost without a trace: all that is left may be older than what was acknowledged there.
+    async fn is_lost_since(self: &Rc<Self>, owner: &NodeId, view: &View, since: u64) -> bool {
+        let later = |gone: &&OwnerHolders| gone.left > since && gone.owner != *owner;
+        for gone in view.holders.iter().filter(later) {
+            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
+                return true;
+            }
+        }
+        false
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
@@ -222,7 +237,8 @@ impl Server {
         let counts = |o: &Owned| self.is_of_ended(&o.kept.meta, life);
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence);
-            FencedCopy { name: name.clone(), mark: None, version }
+            let mark = o.kept.region.mark().ok().filter(|mark| mark.epoch >= o.kept.meta.epoch);
+            FencedCopy { name: name.clone(), mark: mark.map(|mark| mark.view), version }
         };
         let copies = all().filter(|(_, o)| counts(o)).map(copy).collect();
         (copies, all().all(|(_, o)| counts(o)))
