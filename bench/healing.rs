@@ -7,6 +7,8 @@
 //! cargo bench --bench healing -- 5      # so many rounds each
 //! ```
 
+#[path = "figures/mod.rs"]
+mod figures;
 #[allow(dead_code)]
 #[path = "transport/mod.rs"]
 mod transport;
@@ -22,7 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use figures::{Curve, Labels, draw};
 use hdrhistogram::Histogram;
+use plotters::prelude::IntoLogRange;
 use ringkeep::{
     Client, Durability, Options,
     demo::ring::{LIMIT, Ring},
@@ -51,21 +55,31 @@ fn main() -> Fallible<()> {
         "A node dies (SIGKILL, and it comes back without its memory); median and worst of {rounds}, in ms"
     );
     println!("{:<10} {:>9} {:>17} {:>17} {:>17}", "detection", "#bytes", "view", "service", "ring");
+    let mut curves: Vec<Curve> = Vec::new();
     for detection in ["fast", "normal"] {
         let mut healing = Healing::start(detection)?;
+        let mut medians = [const { Vec::new() }; 3];
         for bytes in SIZES {
             let times: Vec<[Duration; 3]> =
                 (0..rounds).map(|_| healing.owner_dies(bytes)).collect::<Fallible<_>>()?;
-            let column = |at: usize| {
+            let mut column = |at: usize| {
                 let mut all: Vec<f64> = times.iter().map(|t| t[at].as_secs_f64() * 1e3).collect();
                 all.sort_by(f64::total_cmp);
-                format!("{:.0} / {:.0}", all[all.len() / 2], all[all.len() - 1])
+                let (median, worst) = (all[all.len() / 2], all[all.len() - 1]);
+                medians[at].push((bytes as f64, median));
+                format!("{median:.0} / {worst:.0}")
             };
-            let [view, service, ring] = [0, 1, 2].map(column);
+            let (view, service, ring) = (column(0), column(1), column(2));
             println!("{detection:<10} {bytes:>9} {view:>17} {service:>17} {ring:>17}");
         }
         healing.ring.stop();
+        for (until, points) in ["view", "service", "whole ring"].into_iter().zip(medians) {
+            curves.push((format!("{until}, --detection {detection}"), points));
+        }
     }
+    let (file, title) = ("healing", "From the death of a node, median");
+    let labels = Labels { file, title, x: "bytes of state", y: "ms" };
+    draw(&labels, (10f64..1e4).log_scale(), &curves)?;
     let mut healing = Healing::start("fast")?;
     println!("\nThe node with the mirror of {} MiB dies", LARGE >> 20);
     println!("{:>12} {:>10} {:>12} {:>7}", "prepared ms", "copy GB/s", "stream GB/s", "ratio");

@@ -6,14 +6,17 @@
 //! those of the default. Times are the simulation's: they contain no processor time.
 #![allow(missing_docs)]
 
+#[path = "figures/mod.rs"]
+mod figures;
 #[path = "../tests/membership_net/mod.rs"]
 #[allow(dead_code)]
 mod membership_net;
 
-use std::{error::Error, fs};
+use std::error::Error;
 
+use figures::{Curve, Labels, draw};
 use membership_net::{Faults, Net, QUIET};
-use plotters::prelude::*;
+use plotters::prelude::IntoLogRange;
 use ringkeep::membership::{Config, Event};
 
 const SIZES: [usize; 7] = [3, 5, 10, 30, 100, 300, 1000];
@@ -112,37 +115,6 @@ fn contested(size: usize, apart_ms: u64) -> f64 {
 
 /// Makes one change in a ring of this size.
 type Change = fn(usize) -> Cost;
-type Curve = (&'static str, Vec<(f64, f64)>);
-
-fn draw(file: &str, title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<(), Box<dyn Error>> {
-    fs::create_dir_all("docs/figures")?;
-    let path = format!("docs/figures/{file}.svg");
-    let root = SVGBackend::new(&path, (720, 420)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let points = || curves.iter().flat_map(|(_, points)| points);
-    let most = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(1.0, f64::max);
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(70)
-        .build_cartesian_2d(
-            (3f64..most(|p| p.0)).log_scale(),
-            (1f64..most(|p| p.1) * 1.5).log_scale(),
-        )?;
-    chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
-    for (index, (name, points)) in curves.iter().enumerate() {
-        let color = Palette99::pick(index).to_rgba();
-        let line = LineSeries::new(points.iter().copied(), color.stroke_width(2));
-        let key = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], color);
-        chart.draw_series(line)?.label(*name).legend(key);
-        chart.draw_series(points.iter().map(|p| Circle::new(*p, 3, color.filled())))?;
-    }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
-    root.present()?;
-    Ok(())
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let kinds: [(&str, Change); 3] =
         [("removal", removal), ("join", join), ("leave, both steps", leave)];
@@ -157,18 +129,29 @@ fn main() -> Result<(), Box<dyn Error>> {
         let curve = |of: &dyn Fn(&Cost) -> usize| {
             costs.iter().map(|(size, cost)| (*size as f64, of(cost) as f64)).collect()
         };
-        messages.push((name, curve(&|cost| cost.messages)));
-        bytes.push((name, curve(&|cost| cost.bytes)));
+        messages.push((name.to_owned(), curve(&|cost| cost.messages)));
+        bytes.push((name.to_owned(), curve(&|cost| cost.bytes)));
     }
-    draw("view-messages", "Messages of one view change", "members", "messages", &messages)?;
-    draw("view-bytes", "Bytes of one view change", "members", "bytes", &bytes)?;
+    let (file, title) = ("view-messages", "Messages of one view change");
+    let labels = Labels { file, title, x: "members", y: "messages" };
+    draw(&labels, (1f64..2e4).log_scale(), &messages)?;
+    let (file, title) = ("view-bytes", "Bytes of one view change");
+    let labels = Labels { file, title, x: "members", y: "bytes" };
+    draw(&labels, (10f64..1e6).log_scale(), &bytes)?;
 
     println!("\n| members | failures at most so far apart, ms | needed a second ballot, % |");
     println!("| --- | --- | --- |");
+    let mut curves: Vec<Curve> = Vec::new();
     for size in [5, 10, 30] {
+        let mut points = Vec::new();
         for apart_ms in [0, 1, 10, 50, 200, 1000] {
-            println!("| {size} | {apart_ms} | {:.1} |", contested(size, apart_ms));
+            let percent = contested(size, apart_ms);
+            println!("| {size} | {apart_ms} | {percent:.1} |");
+            points.push(((apart_ms as f64).max(0.1), percent));
         }
+        curves.push((format!("{size} members"), points));
     }
-    Ok(())
+    let (file, title) = ("second-ballots", "Two failures that needed a second ballot");
+    let labels = Labels { file, title, x: "apart at most, ms", y: "percent" };
+    draw(&labels, 0f64..10.0, &curves)
 }
