@@ -48,14 +48,15 @@ impl Node {
     /// ask it.
     fn left_over_mirrors(&self) -> Vec<MirrorId> {
         let Some(view) = self.view() else { return Vec::new() };
-        let me = self.id();
-        let left_over = |owner: &NodeId| {
-            !holders::is_predecessor(&view, &me, owner)
-                && (self.is_over(owner)
-                    || holders::runs(&view, owner).iter().all(|run| !run.holders.contains(&me)))
-        };
         let mirrors = self.mirrors.borrow();
-        mirrors.keys().filter(|(_, owner, _)| left_over(owner)).cloned().collect()
+        mirrors.keys().filter(|(_, owner, _)| self.is_left_over(&view, owner)).cloned().collect()
+    }
+
+    fn is_left_over(&self, view: &View, owner: &NodeId) -> bool {
+        let me = self.id();
+        !holders::is_predecessor(view, &me, owner)
+            && (self.is_over(owner)
+                || holders::runs(view, owner).iter().all(|run| !run.holders.contains(&me)))
     }
 
     async fn look_after_leftovers(self: &Rc<Self>) {
@@ -83,9 +84,10 @@ impl Node {
             let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
-            if replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view)
-                || (!marked && self.is_over(&id.1))
-            {
+            // Since it was found, this node may have become its owner's predecessor.
+            let left_over = self.is_left_over(&view, &id.1);
+            let replaced = || replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view);
+            if left_over && (replaced() || (!marked && self.is_over(&id.1))) {
                 tracing::info!(checkpoint = %id.0, owner = %id.1, "an old mirror is dropped");
                 // Its owner may be ahead of this node, and count on it.
                 self.drop_mirror_unless_synced(&id, view.number + 1).await;

@@ -427,13 +427,15 @@ impl Server {
     /// ask it.
     fn left_over_mirrors(&self) -> Vec<(Name, NodeId)> {
         let Some(view) = self.view() else { return Vec::new() };
+        let mirrors = self.mirrors.borrow();
+        mirrors.keys().filter(|(_, owner)| self.is_left_over(&view, owner)).cloned().collect()
+    }
+
+    fn is_left_over(&self, view: &View, owner: &NodeId) -> bool {
         let me = self.id();
-        let left_over = |owner: &NodeId| {
-            !view.predecessors(owner).iter().any(|m| m.id == me)
-                && (self.is_over(owner)
-                    || runs(&view, owner).iter().all(|run| !run.holders.contains(&me)))
-        };
-        self.mirrors.borrow().keys().filter(|(_, owner)| left_over(owner)).cloned().collect()
+        !view.predecessors(owner).iter().any(|m| m.id == me)
+            && (self.is_over(owner)
+                || runs(view, owner).iter().all(|run| !run.holders.contains(&me)))
     }
 
     async fn look_after_leftovers(self: &Rc<Self>) {
@@ -451,9 +453,10 @@ impl Server {
             let Some((mine, marked)) = self.mirrors.borrow().get(&id).map(known) else { continue };
             let Ok(copies) = self.locate(&id.0).await else { continue };
             let Some(view) = self.view() else { return };
-            if replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view)
-                || (!marked && self.is_over(&id.1))
-            {
+            // Since it was found, this node may have become its owner's predecessor.
+            let left_over = self.is_left_over(&view, &id.1);
+            let replaced = || replaced(&mine, &self.and_here(&id.0, &copies), mine.epoch, &view);
+            if left_over && (replaced() || (!marked && self.is_over(&id.1))) {
                 // Its owner may be ahead of this node, and count on it.
                 self.drop_mirror_unless_synced(&id, view.number + 1);
             }
