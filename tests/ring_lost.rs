@@ -84,3 +84,27 @@ fn an_old_copy_is_kept_back_until_somebody_asks_for_it() {
     put(&servers[2], "state", &path("old"));
     assert_eq!(servers[5].ok(&["get", "state"]), "old");
 }
+
+#[test]
+fn an_evicted_owner_whose_mirror_was_lost_goes_on_with_its_own_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    fs::write(&state, "the only one").unwrap();
+    let mut servers = ring(&["a", "b", "c", "d", "e"]);
+    put(&servers[0], "state", &state);
+
+    // It does not run, and what has its mirror loses its memory: nobody else has anything.
+    servers[0].pause();
+    servers[4].kill_9();
+    servers[4].wipe_memory();
+    servers[1].wait("three", |status| members(status, 3));
+    servers[1].refused(&["get", "state", "-o", "/dev/null"], UNAVAILABLE);
+
+    servers[0].resume();
+    servers[0].wait("a new life", |status| members(status, 4));
+    assert!(servers[0].log().contains("this node was evicted"));
+    for server in [0, 2] {
+        assert_eq!(servers[server].ok(&["get", "state"]), "the only one");
+    }
+    servers[0].wait("its new mirror", |status| in_sync(status, "state"));
+}
