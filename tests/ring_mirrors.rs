@@ -20,6 +20,9 @@ fn ring(count: usize) -> Vec<Server> {
         let mut server = Server::new(name, &args);
         server.start();
         servers.push(server);
+        // One after the other: the ring's order is that of joining.
+        let so_far = servers.len();
+        servers[so_far - 1].wait("its view", |status| members(status, so_far));
     }
     for server in &servers {
         server.wait("the whole ring", |status| members(status, count));
