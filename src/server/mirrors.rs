@@ -177,8 +177,10 @@ impl Node {
     }
 
     /// Tells the membership how far back a recovery of this node would have to ask: the oldest
-    /// view among the marks of all its checkpoints.
+    /// view among the marks of all its checkpoints. Of who owns nothing nobody needs to be asked
+    /// about earlier views.
     pub(super) fn confirm_sync(self: &Rc<Self>) {
+        let Some(present) = self.view().map(|view| view.number) else { return };
         let oldest = {
             let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
             // What this life gave up stays where it was mirrored until its taker has mirrors.
@@ -187,9 +189,10 @@ impl Node {
                 Held::Superseded => o.region.mark().map_or(0, |mark| mark.view),
                 _ => synced.get(name).copied().unwrap_or(0),
             });
-            views.min()
+            views.min().unwrap_or(present)
         };
-        if let Some(view) = oldest.filter(|&view| view > 0) {
+        if oldest > 0 {
+            let view = oldest;
             self.membership_event(Event::SyncConfirmed { owner: self.id(), view });
         }
     }

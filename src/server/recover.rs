@@ -64,6 +64,7 @@ impl Node {
                 tokio::task::spawn_local(self.clone().recover_owner(gone.owner.clone()));
             }
         }
+        self.confirm_sync();
     }
 
     /// Stops accepting an owner's writes (rule F1).

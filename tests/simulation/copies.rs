@@ -111,7 +111,8 @@ impl Server {
         self.spawn(async move { server.confirm_sync() });
     }
 
-    fn confirm_sync(self: &Rc<Self>) {
+    pub(crate) fn confirm_sync(self: &Rc<Self>) {
+        let Some(present) = self.view().map(|view| view.number) else { return };
         let oldest = {
             let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
             // What this life gave up stays where it was mirrored until its taker has mirrors.
@@ -120,9 +121,10 @@ impl Server {
                 true => o.kept.region.mark().map_or(0, |mark| mark.view),
                 false => synced.get(name).copied().unwrap_or(0),
             });
-            views.min()
+            views.min().unwrap_or(present)
         };
-        if let Some(view) = oldest.filter(|&view| view > 0) {
+        if oldest > 0 {
+            let view = oldest;
             self.event(Event::SyncConfirmed { owner: self.id(), view });
         }
     }

@@ -58,6 +58,8 @@ impl Server {
                 self.spawn(self.clone().recover_owner(gone.owner.clone()));
             }
         }
+        let server = self.clone();
+        self.spawn(async move { server.confirm_sync() });
     }
 
     /// Finds a home for each checkpoint of an owner that left the ring, and tells the membership
