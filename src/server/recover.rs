@@ -120,6 +120,21 @@ impl Node {
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
+        // Whoever was there when the owner left, or later, may have had something next. If one is lost
+        // without a trace, all that is left may be older than what was acknowledged since.
+        let since = view.owner(owner).map_or(0, |h| h.left.saturating_sub(1));
+        let later = |h: &&OwnerHolders| h.left > since && h.owner != *owner;
+        for gone in view.holders.iter().filter(later) {
+            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
+                // Which names are meant is known: others can be made.
+                if self.rehomed.borrow_mut().insert(owner.clone()) {
+                    let lost = &gone.owner;
+                    tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
+                    self.changed.notify_waiters();
+                }
+                return Ok(false);
+            }
+        }
         let own = self.ask_owner(owner, view).await;
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
@@ -128,8 +143,7 @@ impl Node {
         // Whoever adopted one and was lost since is recovered as its owner.
         adopted.retain(|_, member| view.contains(&member.id));
         let mut homes = adopted.clone();
-        let (mut done, mut kept_back) = (true, false);
-        let mut lost_since = BTreeMap::new();
+        let mut done = true;
         for name in names {
             let kept = own.iter().find_map(|own| {
                 let copy = own.copies.iter().find(|copy| copy.name == *name)?;
@@ -143,33 +157,8 @@ impl Node {
             };
             match decision {
                 Decision::Exact { holder, .. } => {
-                    let (by, mark) = match (kept, fenced.get(&holder)) {
-                        (Some((own, copy)), _) => (own.by.clone(), copy.mark),
-                        (None, Some(fenced)) => (fenced.by.clone(), fenced.report(name).mark),
-                        (None, None) => return Err(internal(&"nobody said so")),
-                    };
-                    // What was never mirrored nobody had next.
-                    let lost = match mark {
-                        None => None,
-                        Some(since) => match lost_since.get(&since) {
-                            Some(lost) => Option::clone(lost),
-                            None => {
-                                let lost = self.lost_since(owner, view, since).await;
-                                lost_since.insert(since, lost.clone());
-                                lost
-                            }
-                        },
-                    };
-                    match lost {
-                        None => drop(homes.insert(name.clone(), by)),
-                        Some(lost) => {
-                            kept_back = true;
-                            if told.insert(name.clone()) {
-                                let (checkpoint, why) = (name, "nobody can tell what it had next");
-                                tracing::warn!(%checkpoint, %lost, why, "kept back");
-                            }
-                        }
-                    }
+                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
+                    homes.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
                 }
                 Decision::Unavailable { holders } => {
                     if told.insert(name.clone()) {
@@ -200,24 +189,7 @@ impl Node {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
         }
-        Ok(rehomed && protected && !kept_back)
-    }
-
-    /// Somebody who was a member after view `since`, may have had a checkpoint of `owner`'s next, and
-    /// is lost without a trace: all that is left may be older than what was acknowledged there.
-    async fn lost_since(
-        self: &Rc<Self>,
-        owner: &NodeId,
-        view: &View,
-        since: u64,
-    ) -> Option<NodeId> {
-        let later = |gone: &&OwnerHolders| gone.left > since && gone.owner != *owner;
-        for gone in view.holders.iter().filter(later) {
-            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
-                return Some(gone.owner.clone());
-            }
-        }
-        None
+        Ok(rehomed && protected)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.

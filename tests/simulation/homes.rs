@@ -93,6 +93,15 @@ impl Server {
             runs.iter_mut().for_each(|run| run.since = 0);
         }
         let fenced = self.fence_holders(owner, view, &runs).await;
+        // Whoever was there when the owner left, or later, may have had something next. If one is lost
+        // without a trace, all that is left may be older than what was acknowledged since.
+        let since = view.owner(owner).map_or(0, |h| h.left.saturating_sub(1));
+        let later = |h: &&OwnerHolders| h.left > since && h.owner != *owner;
+        for gone in view.holders.iter().filter(later) {
+            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
+                return Ok(false);
+            }
+        }
         let own = self.ask_owner(owner, view).await;
         let answers = || fenced.values().chain(&own);
         let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
@@ -101,7 +110,7 @@ impl Server {
         // Whoever adopted one and was lost since is recovered as its owner.
         adopted.retain(|_, member| view.contains(&member.id));
         let mut homes = adopted.clone();
-        let (mut done, mut kept_back) = (true, false);
+        let mut done = true;
         for name in names {
             let kept = own.iter().find_map(|own| {
                 let copy = own.copies.iter().find(|copy| copy.name == *name)?;
@@ -116,20 +125,8 @@ impl Server {
             self.world.log(|| format!("{}: {name} of {owner}: {decision:?}", self.id()));
             match decision {
                 Decision::Exact { holder, .. } => {
-                    let (by, mark) = match (kept, fenced.get(&holder)) {
-                        (Some((own, copy)), _) => (own.by.clone(), copy.mark),
-                        (None, Some(fenced)) => (fenced.by.clone(), fenced.report(name).mark),
-                        (None, None) => return Err(Failure::Unavailable),
-                    };
-                    // What was never mirrored nobody had next.
-                    let lost = match mark {
-                        None => false,
-                        Some(since) => self.is_lost_since(owner, view, since).await,
-                    };
-                    match lost {
-                        false => drop(homes.insert(name.clone(), by)),
-                        true => kept_back = true,
-                    }
+                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
+                    homes.insert(name.clone(), by.ok_or(Failure::Unavailable)?);
                 }
                 Decision::Unavailable { .. } => done = false,
                 // Nobody was ever told that it is mirrored.
@@ -152,19 +149,7 @@ impl Server {
         };
         let all_kept = own.as_ref().is_some_and(|own| own.complete);
         let rehomed = done && (all_kept || !runs.iter().any(nobody));
-        Ok(rehomed && protected && !kept_back)
-    }
-
-    /// Whether somebody who was a member after view `since`, and may have had a checkpoint of `owner`'s
-    /// next, is lost without a trace: all that is left may be older than what was acknowledged there.
-    async fn is_lost_since(self: &Rc<Self>, owner: &NodeId, view: &View, since: u64) -> bool {
-        let later = |gone: &&OwnerHolders| gone.left > since && gone.owner != *owner;
-        for gone in view.holders.iter().filter(later) {
-            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
-                return true;
-            }
-        }
-        false
+        Ok(rehomed && protected)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
