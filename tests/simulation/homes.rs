@@ -350,12 +350,11 @@ impl Server {
         later.extend(self.located(name));
         later.retain(|c| c.standing != Standing::Creating); // this node's own flag
         // A mirror of an owner that is over stands for nothing: all that counts of what that one had
-        // has an owner, or a later mark. Unless the mirror is from a view that is news here. And a
-        // mirror that the owner now recovered never synced was passed over on purpose.
+        // has an owner, or a later mark. Unless the mirror is from a view that is news here. And
+        // those of the owner now recovered were weighed when this one was chosen.
         let number = self.view().map_or(0, |view| view.number);
-        let is_nothing = |of: &NodeId, synced: Option<u64>| match synced {
-            None => of == owner || self.is_over(of),
-            Some(view) => view <= number && self.is_over(of),
+        let is_nothing = |of: &NodeId, synced: Option<u64>| {
+            of == owner || (synced.is_none_or(|view| view <= number) && self.is_over(of))
         };
         later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.checkpoint == mine.checkpoint;
