@@ -175,10 +175,10 @@ impl Node {
         };
         let mut gone = view.holders.iter().filter(|h| h.is_gone() && !found(&h.owner));
         let can_be_asked = |h: &OwnerHolders| h.runs.iter().all(|run| any_in(&view, run));
-        // Who left no later than somebody that is lost without a trace is kept back with that one.
+        // Who left before somebody that is lost without a trace is kept back with that one.
         let lost = gone.clone().filter(|h| !can_be_asked(h)).map(|h| h.left).max();
         let gone = gone.find(|h| {
-            !h.runs.is_empty() && can_be_asked(h) && lost.is_none_or(|lost| lost < h.left)
+            !h.runs.is_empty() && can_be_asked(h) && lost.is_none_or(|lost| lost <= h.left)
         })?;
         Some(gone.owner.name.clone())
     }

@@ -93,12 +93,12 @@ impl Server {
             runs.iter_mut().for_each(|run| run.since = 0);
         }
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Whoever was there when the owner left, or later, may have had something next. If one is lost
-        // without a trace, all that is left may be older than what was acknowledged since.
-        let since = view.owner(owner).map_or(0, |h| h.left.saturating_sub(1));
-        let later = |h: &&OwnerHolders| h.left > since && h.owner != *owner;
+        // Whoever was there after the owner left may have had something next. If one is lost without a
+        // trace, all that is left may be older than what was acknowledged since.
+        let left = view.owner(owner).map_or(0, |h| h.left);
+        let later = |h: &&OwnerHolders| h.left > left;
         for gone in view.holders.iter().filter(later) {
-            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await {
+            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, left).await {
                 return Ok(false);
             }
         }
