@@ -236,6 +236,7 @@ impl Node {
                     bytes: 0,
                     successor: None,
                     ended: None,
+                    mirror_of: None,
                 };
                 let stored = self.make_region(meta, None).await?;
                 // The data plane, on which others wait, shall not be the first to touch it. The first
@@ -430,7 +431,8 @@ impl Node {
             mark: region.mark().ok().map(|m| m.view),
             version: region.newest_valid().map_or(0, |f| f.record.sequence),
         };
-        Ok(blocking(move || copies.into_iter().map(report).collect()).await)
+        let adopted = self.adopted_from(owner);
+        Ok(blocking(move || copies.into_iter().map(report).chain(adopted).collect()).await)
     }
 }
 

@@ -280,10 +280,32 @@ impl Node {
         (copies, all().all(|(_, o)| counts(o)))
     }
 
-    /// Whether a copy was that life's when the life ended, and nobody else's since: who was to have
-    /// it next is there and will say so, or is recovered and had it not.
+    /// Whether a copy was that life's when the life ended, and nobody else's since.
     fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
-        was_of(meta, life) && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+        was_of(meta, life) && self.may_go_on(meta)
+    }
+
+    /// Whether a copy was an ended life's, and nobody else's since: who was to have it next is there
+    /// and will say so, or is recovered and had it not.
+    fn may_go_on(&self, meta: &Meta) -> bool {
+        let lost = meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next));
+        meta.held == Held::Superseded && meta.ended.is_some() && !lost
+    }
+
+    /// What this node adopted from a lost owner: its mirror once, and perhaps mirrored nowhere yet.
+    pub(super) fn adopted_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
+        let counts = |o: &Owned| {
+            let mine = o.meta.held != Held::Superseded || self.may_go_on(&o.meta);
+            o.meta.mirror_of.as_ref() == Some(owner) && mine && o.damaged.is_none()
+        };
+        let owned = self.owned.borrow();
+        let adopted = owned.iter().filter(|(_, o)| counts(o));
+        let copy = |(name, o): (&Name, &Owned)| FencedCopy {
+            name: name.clone(),
+            mark: o.region.mark().ok().map(|mark| mark.view),
+            version: o.region.newest_by_record().map_or(0, |found| found.record.sequence),
+        };
+        adopted.map(copy).collect()
     }
 
     /// Whether an owner left the ring and all that it had is recovered.
@@ -361,7 +383,10 @@ impl Node {
     ) -> Result<bool, Failure> {
         let Some(id) = self.best_mirror(owner, name) else {
             let own = self.owned.borrow().get(name).map(|o| o.meta.clone());
-            let Some(mine) = own.filter(|meta| self.is_of_ended(meta, owner)) else {
+            let Some(mine) = own.filter(|meta| {
+                let theirs = was_of(meta, owner) || meta.mirror_of.as_ref() == Some(owner);
+                theirs && self.may_go_on(meta)
+            }) else {
                 return Ok(self.is_protected(name)); // adopted already
             };
             return match self.taken_over_already(owner, name, &mine).await? {
@@ -400,7 +425,8 @@ impl Node {
         })
         .await;
         let version = newest.map_or(0, |f| f.record.sequence);
-        let meta = Meta { epoch: self.epoch_after(mine.epoch), held: Held::Orphan, ..mine };
+        let (epoch, mirror_of) = (self.epoch_after(mine.epoch), Some(owner.clone()));
+        let meta = Meta { epoch, held: Held::Orphan, mirror_of, ..mine };
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
         let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };

@@ -90,6 +90,9 @@ pub struct Meta {
     /// What it acknowledged is in here.
     #[serde(default)]
     pub ended: Option<u64>,
+    /// The owner whose mirror it was before this node adopted it.
+    #[serde(default)]
+    pub mirror_of: Option<NodeId>,
 }
 
 /// In which way a node has a region.
@@ -388,6 +391,7 @@ mod tests {
             bytes: 0,
             successor: None,
             ended: None,
+            mirror_of: None,
         }
     }
 

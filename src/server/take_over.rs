@@ -70,6 +70,7 @@ impl Node {
             bytes: 0,
             successor: None,
             ended: None,
+            mirror_of: None,
         };
         let stored = self.make_region(meta, None).await?;
         let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;

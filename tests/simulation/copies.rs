@@ -157,7 +157,8 @@ impl Server {
             }
             let (superseded, successor, ended) = (false, None, None);
             let nonce = self.world.count();
-            let meta = Meta { checkpoint, epoch, superseded, successor, ended, nonce };
+            let mirror_of = None;
+            let meta = Meta { checkpoint, epoch, superseded, successor, ended, mirror_of, nonce };
             let kept = Kept { meta, region: new_region(checkpoint) };
             self.keep_mirror(&id, &kept);
             let held = Held { kept, memory: None, key: None, fenced: false };
@@ -288,13 +289,12 @@ impl Server {
         self.fence_quickly(owner);
         let mirrors = self.mirrors.borrow();
         let theirs = mirrors.iter().filter(|((_, o), _)| o == owner);
-        theirs
-            .map(|((name, _), mirror)| FencedCopy {
-                name: name.clone(),
-                mark: mirror.kept.region.mark().ok().map(|mark| mark.view),
-                version: mirror.kept.region.newest_valid().map_or(0, |f| f.record.sequence),
-            })
-            .collect()
+        let copies = theirs.map(|((name, _), mirror)| FencedCopy {
+            name: name.clone(),
+            mark: mirror.kept.region.mark().ok().map(|mark| mark.view),
+            version: mirror.kept.region.newest_valid().map_or(0, |f| f.record.sequence),
+        });
+        copies.chain(self.adopted_from(owner)).collect()
     }
 
     // Who has what.

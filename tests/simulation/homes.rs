@@ -233,7 +233,28 @@ impl Server {
 
     /// Whether a copy was that life's when the life ended, and nobody else's since.
     fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
-        was_of(meta, life) && !meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next))
+        was_of(meta, life) && self.may_go_on(meta)
+    }
+
+    /// Whether a copy was an ended life's, and nobody else's since.
+    fn may_go_on(&self, meta: &Meta) -> bool {
+        let lost = meta.successor.as_ref().is_some_and(|next| self.is_unsettled(next));
+        meta.superseded && meta.ended.is_some() && !lost
+    }
+
+    /// What this node adopted from a lost owner: its mirror once, and perhaps mirrored nowhere yet.
+    pub(crate) fn adopted_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
+        let counts = |meta: &Meta| {
+            meta.mirror_of.as_ref() == Some(owner) && (!meta.superseded || self.may_go_on(meta))
+        };
+        let owned = self.owned.borrow();
+        let adopted = owned.iter().filter(|(_, o)| counts(&o.kept.meta));
+        let copy = |(name, o): (&Name, &Owned)| FencedCopy {
+            name: name.clone(),
+            mark: o.kept.region.mark().ok().map(|mark| mark.view),
+            version: o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence),
+        };
+        adopted.map(copy).collect()
     }
 
     /// Whether an owner left the ring and all that it had is recovered.
@@ -294,7 +315,10 @@ impl Server {
     ) -> Result<bool, Failure> {
         let id = (name.clone(), owner.clone());
         let Some(mine) = self.mirrors.borrow().get(&id).map(|m| m.kept.meta.clone()) else {
-            let Some(mine) = self.meta_of(name).filter(|meta| self.is_of_ended(meta, owner)) else {
+            let theirs =
+                |meta: &Meta| was_of(meta, owner) || meta.mirror_of.as_ref() == Some(owner);
+            let mine = self.meta_of(name).filter(|meta| theirs(meta) && self.may_go_on(meta));
+            let Some(mine) = mine else {
                 let mine = self.owns(name);
                 return Ok(!mine || self.synced_views.borrow().contains_key(name));
             };
@@ -324,8 +348,8 @@ impl Server {
                 region.invalidate(slot);
             }
         }
-        let meta =
-            Meta { epoch: self.epoch_after(mine.epoch), superseded: false, ended: None, ..mine };
+        let (epoch, mirror_of) = (self.epoch_after(mine.epoch), Some(owner.clone()));
+        let meta = Meta { epoch, superseded: false, ended: None, mirror_of, ..mine };
         self.world.log(|| format!("{} adopts {name} of {owner}, epoch {}", self.id(), meta.epoch));
         self.world.tally.borrow_mut().adopted += 1;
         let kept = Kept { meta, region };
@@ -528,6 +552,7 @@ impl Server {
                     superseded: false,
                     successor: None,
                     ended: None,
+                    mirror_of: None,
                     nonce: self.world.count(),
                 };
                 let kept = Kept { meta, region: new_region(checkpoint) };
@@ -574,7 +599,8 @@ impl Server {
         }
         let nonce = self.world.count();
         let (epoch, superseded, successor, ended) = (self.epoch_after(epoch), false, None, None);
-        let meta = Meta { checkpoint, epoch, superseded, successor, ended, nonce };
+        let mirror_of = None;
+        let meta = Meta { checkpoint, epoch, superseded, successor, ended, mirror_of, nonce };
         let mut kept = Kept { meta, region };
         self.drop_owned(name); // an older copy of this node's own
         let still = self.life.get() == life && self.is_alive();
