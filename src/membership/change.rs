@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Confirmation, MEMBERS_MAX, Member, NodeId, OWNERS_MAX, VOTERS_MIN, View,
+    Confirmation, DEPARTED_MAX, MEMBERS_MAX, Member, NodeId, OWNERS_MAX, VOTERS_MIN, View,
     holders::holders_after,
     order::{place, untangle},
     quorum::majority,
@@ -139,12 +139,14 @@ impl View {
         if ring.len() > MEMBERS_MAX || voters.len() > MEMBERS_MAX {
             return Err(ChangeError::TooLarge);
         }
-        let (cluster, change, holders) = (self.cluster, change.clone(), Vec::new());
-        let mut next = View { cluster, number, ring, leaving, voters, holders, change };
+        let (cluster, change) = (self.cluster, change.clone());
+        let (holders, departed) = (Vec::new(), Vec::new());
+        let mut next = View { cluster, number, ring, leaving, voters, holders, departed, change };
         next.holders = holders_after(self, &next);
         if next.holders.len() > OWNERS_MAX {
             return Err(ChangeError::TooLarge);
         }
+        next.departed = self.departed_after(&next);
         Ok(next)
     }
 
@@ -221,6 +223,26 @@ impl View {
         let mut leaving = union(&self.leaving, &change.leaving, &[&change.staying]);
         leaving.retain(|id| ring.iter().any(|m| m.id == *id));
         leaving
+    }
+
+    /// Who was known here and is not in `next`, of which everything else is complete.
+    fn departed_after(&self, next: &View) -> Vec<NodeId> {
+        let mut known: BTreeMap<&Name, u64> = BTreeMap::new();
+        let owners = self.holders.iter().map(|h| &h.owner);
+        for id in self.everybody().map(|m| &m.id).chain(owners).chain(&self.departed) {
+            let last = known.entry(&id.name).or_default();
+            *last = id.incarnation.max(*last);
+        }
+        for id in next.everybody().map(|m| &m.id).chain(next.holders.iter().map(|h| &h.owner)) {
+            known.remove(&id.name);
+        }
+        let life = |(name, incarnation): (&Name, u64)| NodeId { name: name.clone(), incarnation };
+        let mut departed: Vec<NodeId> = known.into_iter().map(life).collect();
+        while departed.len() > DEPARTED_MAX {
+            let oldest = (0..departed.len()).min_by_key(|&at| departed[at].incarnation);
+            oldest.map(|at| departed.remove(at));
+        }
+        departed
     }
 
     /// The new ring, the witnesses, and while those are fewer than three also voters of before:
@@ -368,6 +390,12 @@ pub(super) mod tests {
         assert!(matches!(late(&replaced), Err(ChangeError::NotNewer { .. })));
         let removed = next(&view, &remove(&["b"])).unwrap();
         assert!(matches!(late(&removed), Err(ChangeError::NotNewer { .. })));
+        let settled = Change { settled: vec![member("b", 1).id], ..remove(&["c"]) };
+        let settled = next(&removed, &settled).unwrap();
+        assert_eq!(settled.owner(&member("b", 1).id), None);
+        assert!(matches!(late(&settled), Err(ChangeError::NotNewer { .. })));
+        let back = next(&settled, &join(&[member("b", 2)])).unwrap();
+        assert!(back.departed.is_empty(), "the member stands for its older lives");
     }
 
     #[test]

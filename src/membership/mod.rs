@@ -64,6 +64,8 @@ pub use view::{Member, NodeId, View};
 pub const MEMBERS_MAX: usize = 4096;
 /// Most owners whose holders a view remembers, members and those that left unsettled.
 pub const OWNERS_MAX: usize = 2 * MEMBERS_MAX;
+/// Most nodes remembered that left for good.
+pub const DEPARTED_MAX: usize = MEMBERS_MAX;
 /// Most copies that a node may want of what it owns.
 pub const MIRRORS_MAX: u8 = 8;
 /// Voters never fall below this number while that many exist.

@@ -4,7 +4,9 @@ use std::{fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Change, MEMBERS_MAX, MIRRORS_MAX, OWNERS_MAX, OwnerHolders, holders::RUNS_MAX};
+use super::{
+    Change, DEPARTED_MAX, MEMBERS_MAX, MIRRORS_MAX, OWNERS_MAX, OwnerHolders, holders::RUNS_MAX,
+};
 use crate::name::Name;
 
 /// One life of a node. A node that restarted without its memory is another `NodeId` with the same
@@ -61,6 +63,9 @@ pub struct View {
     pub voters: Vec<Member>,
     /// Per owner the predecessors that may hold its mirror, sorted by owner.
     pub holders: Vec<OwnerHolders>,
+    /// The last lives of nodes of which nothing else is left here, sorted. Of more than
+    /// [`DEPARTED_MAX`] the oldest lives are forgotten.
+    pub departed: Vec<NodeId>,
     /// What was changed against the view before.
     pub change: Change,
 }
@@ -70,8 +75,8 @@ impl View {
     pub fn first(cluster: u64, founder: Member) -> Self {
         let holders = vec![OwnerHolders { owner: founder.id.clone(), runs: Vec::new(), left: 0 }];
         let (ring, voters) = (vec![founder.clone()], vec![founder]);
-        let (leaving, change) = (Vec::new(), Change::default());
-        Self { cluster, number: 1, ring, leaving, voters, holders, change }
+        let (leaving, departed, change) = (Vec::new(), Vec::new(), Change::default());
+        Self { cluster, number: 1, ring, leaving, voters, holders, departed, change }
     }
 
     /// Where `node` stands in the ring.
@@ -146,7 +151,8 @@ impl View {
     /// The newest life of a node that this view knows, be it gone: a message of that one or of an
     /// older one may still be on its way, and must not bring it back.
     pub fn newest_life(&self, name: &Name) -> Option<&NodeId> {
-        let known = self.everybody().map(|m| &m.id).chain(self.holders.iter().map(|h| &h.owner));
+        let owners = self.holders.iter().map(|h| &h.owner);
+        let known = self.everybody().map(|m| &m.id).chain(owners).chain(&self.departed);
         known.filter(|id| id.name == *name).max_by_key(|id| id.incarnation)
     }
 
@@ -198,6 +204,8 @@ impl View {
             && self.holders.len() <= OWNERS_MAX
             && self.holders.iter().all(|h| h.runs.len() <= RUNS_MAX)
             && self.holders.windows(2).all(|pair| pair[0].owner < pair[1].owner)
+            && self.departed.len() <= DEPARTED_MAX
+            && self.departed.is_sorted_by(|a, b| a.name < b.name)
             && self.ring.iter().all(|m| !m.witness && (1..=MIRRORS_MAX).contains(&m.mirrors))
             && self.leaving.is_sorted_by(|a, b| a < b)
             && self.leaving.iter().all(|id| self.contains(id))

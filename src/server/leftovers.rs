@@ -145,10 +145,9 @@ impl Node {
         };
         // Who is not recovered yet and was a member after this copy's last sync may have had it next,
         // but for those that show an older one. If they never can be, because all that had their
-        // copies lost their memory, then neither can this: it may be older. What this life never
+        // copies lost their memory, then neither can this: it may be older. What was never
         // mirrored nobody had next.
         let mark = self.owned.borrow().get(name).and_then(|o| o.region.mark().ok());
-        let synced = mark.is_some_and(|mark| mark.epoch >= mine.epoch);
         let since = mark.map_or(0, |mark| mark.view);
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
@@ -157,7 +156,7 @@ impl Node {
         for gone in view.holders.iter().filter(|h| self.is_unsettled(&h.owner)) {
             if gone.owner.name == self.id().name {
                 doubt |= mine.ended == Some(gone.owner.incarnation);
-            } else if (synced || mine.successor.is_some()) && gone.left > since {
+            } else if (mark.is_some() || mine.successor.is_some()) && gone.left > since {
                 doubt |= !shown(&gone.owner) && !self.leaves_traces(gone, &view, since).await;
             }
         }

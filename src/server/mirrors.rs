@@ -236,7 +236,7 @@ impl Node {
                     bytes: 0,
                     successor: None,
                     ended: None,
-                    mirror_of: None,
+                    taken_from: Vec::new(),
                 };
                 let stored = self.make_region(meta, None).await?;
                 // The data plane, on which others wait, shall not be the first to touch it. The first
@@ -430,8 +430,9 @@ impl Node {
             name,
             mark: region.mark().ok().map(|m| m.view),
             version: region.newest_valid().map_or(0, |f| f.record.sequence),
+            adopted: None,
         };
-        let adopted = self.adopted_from(owner);
+        let adopted = self.taken_up_from(owner);
         Ok(blocking(move || copies.into_iter().map(report).chain(adopted).collect()).await)
     }
 }

@@ -236,7 +236,7 @@ impl Node {
                 bytes: 0,
                 successor: None,
                 ended: None,
-                mirror_of: None,
+                taken_from: Vec::new(),
             };
             let stored = self.make_region(meta, None).await?;
             self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;

@@ -145,6 +145,12 @@ impl Node {
         let mut homes = adopted.clone();
         let mut done = true;
         for name in names {
+            // The last to take it up had the right to. Whatever came of it there, it is no older.
+            let of_name = |f: &&Fenced| f.copies.iter().find(|c| c.name == *name)?.adopted;
+            if let Some(last) = answers().filter(|f| of_name(f).is_some()).max_by_key(of_name) {
+                homes.insert(name.clone(), last.by.clone());
+                continue;
+            }
             let kept = own.iter().find_map(|own| {
                 let copy = own.copies.iter().find(|copy| copy.name == *name)?;
                 Some((own, copy))
@@ -274,9 +280,11 @@ impl Node {
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.region.newest_by_record().map_or(0, |found| found.record.sequence);
             let mark = o.region.mark().ok().filter(|mark| mark.epoch >= o.meta.epoch);
-            FencedCopy { name: name.clone(), mark: mark.map(|mark| mark.view), version }
+            let (name, mark, adopted) = (name.clone(), mark.map(|mark| mark.view), None);
+            FencedCopy { name, mark, version, adopted }
         };
-        let copies = all().filter(|(_, o)| counts(o)).map(copy).collect();
+        let copies = all().filter(|(_, o)| counts(o)).map(copy);
+        let copies = copies.chain(self.taken_up_from(life)).collect();
         (copies, all().all(|(_, o)| counts(o)))
     }
 
@@ -292,11 +300,18 @@ impl Node {
         meta.held == Held::Superseded && meta.ended.is_some() && !lost
     }
 
-    /// What this node adopted from a lost owner: its mirror once, and perhaps mirrored nowhere yet.
-    pub(super) fn adopted_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
+    /// Those whose recovery a copy concerns when it is taken up from `owner`.
+    fn taken_from(&self, mine: &Meta, owner: &NodeId) -> Vec<NodeId> {
+        let unsettled = mine.taken_from.iter().filter(|from| self.is_unsettled(from));
+        unsettled.chain([owner]).cloned().collect()
+    }
+
+    /// What this node took up from a lost owner: it is no mirror of that one's, or copy of an ended
+    /// life, any more, and perhaps mirrored nowhere yet.
+    pub(super) fn taken_up_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
         let counts = |o: &Owned| {
             let mine = o.meta.held != Held::Superseded || self.may_go_on(&o.meta);
-            o.meta.mirror_of.as_ref() == Some(owner) && mine && o.damaged.is_none()
+            o.meta.taken_from.contains(owner) && mine && o.damaged.is_none()
         };
         let owned = self.owned.borrow();
         let adopted = owned.iter().filter(|(_, o)| counts(o));
@@ -304,6 +319,7 @@ impl Node {
             name: name.clone(),
             mark: o.region.mark().ok().map(|mark| mark.view),
             version: o.region.newest_by_record().map_or(0, |found| found.record.sequence),
+            adopted: Some(o.meta.epoch),
         };
         adopted.map(copy).collect()
     }
@@ -384,7 +400,7 @@ impl Node {
         let Some(id) = self.best_mirror(owner, name) else {
             let own = self.owned.borrow().get(name).map(|o| o.meta.clone());
             let Some(mine) = own.filter(|meta| {
-                let theirs = was_of(meta, owner) || meta.mirror_of.as_ref() == Some(owner);
+                let theirs = was_of(meta, owner) || meta.taken_from.contains(owner);
                 theirs && self.may_go_on(meta)
             }) else {
                 return Ok(self.is_protected(name)); // adopted already
@@ -425,8 +441,8 @@ impl Node {
         })
         .await;
         let version = newest.map_or(0, |f| f.record.sequence);
-        let (epoch, mirror_of) = (self.epoch_after(mine.epoch), Some(owner.clone()));
-        let meta = Meta { epoch, held: Held::Orphan, mirror_of, ..mine };
+        let (epoch, taken_from) = (self.epoch_after(mine.epoch), self.taken_from(&mine, owner));
+        let meta = Meta { epoch, held: Held::Orphan, taken_from, ..mine };
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
         let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };
@@ -454,7 +470,13 @@ impl Node {
     /// A copy that was superseded is the present one again: nobody has a newer one.
     pub(super) async fn go_on_with(self: &Rc<Self>, mine: Meta, life: u64) -> Result<(), Failure> {
         let epoch = self.epoch_after(mine.epoch);
-        let meta = Meta { epoch, held: Held::Orphan, successor: None, ended: None, ..mine };
+        let life_of = |incarnation| NodeId { name: self.id().name, incarnation };
+        let taken_from = match mine.ended.map(life_of) {
+            Some(former) => self.taken_from(&mine, &former),
+            None => mine.taken_from.clone(),
+        };
+        let (held, successor, ended) = (Held::Orphan, None, None);
+        let meta = Meta { epoch, held, successor, ended, taken_from, ..mine };
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         let Some(mut owned) = self.owned.borrow_mut().remove(&meta.name) else { return Ok(()) };
         tracing::info!(checkpoint = %meta.name, epoch, "nobody else has it: kept on");

@@ -265,6 +265,8 @@ pub struct FencedCopy {
     pub mark: Option<u64>,
     /// The newest version whose every checksum is right.
     pub version: Version,
+    /// The epoch in which this node took it up: it is that owner's no more.
+    pub adopted: Option<u64>,
 }
 
 /// The right to read one version, and all that is needed to make a copy of it.

@@ -90,9 +90,10 @@ pub struct Meta {
     /// What it acknowledged is in here.
     #[serde(default)]
     pub ended: Option<u64>,
-    /// The owner whose mirror it was before this node adopted it.
+    /// Owners that left the ring with this as theirs, former lives of this node among them, before
+    /// it was taken up here; as far as they were not recovered when it was taken up last.
     #[serde(default)]
-    pub mirror_of: Option<NodeId>,
+    pub taken_from: Vec<NodeId>,
 }
 
 /// In which way a node has a region.
@@ -391,7 +392,7 @@ mod tests {
             bytes: 0,
             successor: None,
             ended: None,
-            mirror_of: None,
+            taken_from: Vec::new(),
         }
     }
 

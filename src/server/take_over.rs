@@ -70,7 +70,7 @@ impl Node {
             bytes: 0,
             successor: None,
             ended: None,
-            mirror_of: None,
+            taken_from: Vec::new(),
         };
         let stored = self.make_region(meta, None).await?;
         let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;

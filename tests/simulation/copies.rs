@@ -157,8 +157,8 @@ impl Server {
             }
             let (superseded, successor, ended) = (false, None, None);
             let nonce = self.world.count();
-            let mirror_of = None;
-            let meta = Meta { checkpoint, epoch, superseded, successor, ended, mirror_of, nonce };
+            let taken_from = Vec::new();
+            let meta = Meta { checkpoint, epoch, superseded, successor, ended, taken_from, nonce };
             let kept = Kept { meta, region: new_region(checkpoint) };
             self.keep_mirror(&id, &kept);
             let held = Held { kept, memory: None, key: None, fenced: false };
@@ -293,8 +293,9 @@ impl Server {
             name: name.clone(),
             mark: mirror.kept.region.mark().ok().map(|mark| mark.view),
             version: mirror.kept.region.newest_valid().map_or(0, |f| f.record.sequence),
+            adopted: None,
         });
-        copies.chain(self.adopted_from(owner)).collect()
+        copies.chain(self.taken_up_from(owner)).collect()
     }
 
     // Who has what.

@@ -112,6 +112,14 @@ impl Server {
         let mut homes = adopted.clone();
         let mut done = true;
         for name in names {
+            // The last to take it up had the right to. Whatever came of it there, it is no older.
+            let of_name = |f: &&Fenced| f.copies.iter().find(|c| c.name == *name)?.adopted;
+            if let Some(last) = answers().filter(|f| of_name(f).is_some()).max_by_key(of_name) {
+                self.world
+                    .log(|| format!("{}: {name} of {owner} went to {}", self.id(), last.by.id));
+                homes.insert(name.clone(), last.by.clone());
+                continue;
+            }
             let kept = own.iter().find_map(|own| {
                 let copy = own.copies.iter().find(|copy| copy.name == *name)?;
                 Some((own, copy))
@@ -225,9 +233,11 @@ impl Server {
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence);
             let mark = o.kept.region.mark().ok().filter(|mark| mark.epoch >= o.kept.meta.epoch);
-            FencedCopy { name: name.clone(), mark: mark.map(|mark| mark.view), version }
+            let (name, mark, adopted) = (name.clone(), mark.map(|mark| mark.view), None);
+            FencedCopy { name, mark, version, adopted }
         };
-        let copies = all().filter(|(_, o)| counts(o)).map(copy).collect();
+        let copies = all().filter(|(_, o)| counts(o)).map(copy);
+        let copies = copies.chain(self.taken_up_from(life)).collect();
         (copies, all().all(|(_, o)| counts(o)))
     }
 
@@ -242,10 +252,17 @@ impl Server {
         meta.superseded && meta.ended.is_some() && !lost
     }
 
-    /// What this node adopted from a lost owner: its mirror once, and perhaps mirrored nowhere yet.
-    pub(crate) fn adopted_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
+    /// Those whose recovery a copy concerns when it is taken up from `owner`.
+    fn taken_from(&self, mine: &Meta, owner: &NodeId) -> Vec<NodeId> {
+        let unsettled = mine.taken_from.iter().filter(|from| self.is_unsettled(from));
+        unsettled.chain([owner]).cloned().collect()
+    }
+
+    /// What this node took up from a lost owner: it is no mirror of that one's, or copy of an ended
+    /// life, any more, and perhaps mirrored nowhere yet.
+    pub(crate) fn taken_up_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
         let counts = |meta: &Meta| {
-            meta.mirror_of.as_ref() == Some(owner) && (!meta.superseded || self.may_go_on(meta))
+            meta.taken_from.contains(owner) && (!meta.superseded || self.may_go_on(meta))
         };
         let owned = self.owned.borrow();
         let adopted = owned.iter().filter(|(_, o)| counts(&o.kept.meta));
@@ -253,6 +270,7 @@ impl Server {
             name: name.clone(),
             mark: o.kept.region.mark().ok().map(|mark| mark.view),
             version: o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence),
+            adopted: Some(o.kept.meta.epoch),
         };
         adopted.map(copy).collect()
     }
@@ -315,8 +333,7 @@ impl Server {
     ) -> Result<bool, Failure> {
         let id = (name.clone(), owner.clone());
         let Some(mine) = self.mirrors.borrow().get(&id).map(|m| m.kept.meta.clone()) else {
-            let theirs =
-                |meta: &Meta| was_of(meta, owner) || meta.mirror_of.as_ref() == Some(owner);
+            let theirs = |meta: &Meta| was_of(meta, owner) || meta.taken_from.contains(owner);
             let mine = self.meta_of(name).filter(|meta| theirs(meta) && self.may_go_on(meta));
             let Some(mine) = mine else {
                 let mine = self.owns(name);
@@ -348,8 +365,8 @@ impl Server {
                 region.invalidate(slot);
             }
         }
-        let (epoch, mirror_of) = (self.epoch_after(mine.epoch), Some(owner.clone()));
-        let meta = Meta { epoch, superseded: false, ended: None, mirror_of, ..mine };
+        let (epoch, taken_from) = (self.epoch_after(mine.epoch), self.taken_from(&mine, owner));
+        let meta = Meta { epoch, superseded: false, ended: None, taken_from, ..mine };
         self.world.log(|| format!("{} adopts {name} of {owner}, epoch {}", self.id(), meta.epoch));
         self.world.tally.borrow_mut().adopted += 1;
         let kept = Kept { meta, region };
@@ -412,8 +429,13 @@ impl Server {
                 return Err(Failure::Unavailable);
             }
             let epoch = self.epoch_after(mine.epoch);
+            let life_of = |incarnation| NodeId { name: self.id().name, incarnation };
+            let taken_from = match mine.ended.map(life_of) {
+                Some(former) => self.taken_from(&mine, &former),
+                None => mine.taken_from.clone(),
+            };
             let (superseded, successor, ended) = (false, None, None);
-            owned.kept.meta = Meta { epoch, superseded, successor, ended, ..mine };
+            owned.kept.meta = Meta { epoch, superseded, successor, ended, taken_from, ..mine };
             owned.kept.clone()
         };
         self.world.log(|| format!("{} goes on with its old {name}", self.id()));
@@ -510,10 +532,9 @@ impl Server {
         };
         // Who is not recovered yet and was a member after this copy's last sync may have had it next,
         // but for those that show an older one. If they never can be, because all that had their
-        // copies lost their memory, then neither can this: it may be older. What this life never
+        // copies lost their memory, then neither can this: it may be older. What was never
         // mirrored nobody had next.
         let mark = self.owned.borrow().get(name).and_then(|o| o.kept.region.mark().ok());
-        let synced = mark.is_some_and(|mark| mark.epoch >= mine.epoch);
         let since = mark.map_or(0, |mark| mark.view);
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
@@ -522,7 +543,7 @@ impl Server {
         for gone in view.holders.iter().filter(|h| self.is_unsettled(&h.owner)) {
             if gone.owner.name == self.id().name {
                 doubt |= mine.ended == Some(gone.owner.incarnation);
-            } else if (synced || mine.successor.is_some()) && gone.left > since {
+            } else if (mark.is_some() || mine.successor.is_some()) && gone.left > since {
                 doubt |= !shown(&gone.owner) && !self.leaves_traces(gone, &view, since).await;
             }
         }
@@ -552,7 +573,7 @@ impl Server {
                     superseded: false,
                     successor: None,
                     ended: None,
-                    mirror_of: None,
+                    taken_from: Vec::new(),
                     nonce: self.world.count(),
                 };
                 let kept = Kept { meta, region: new_region(checkpoint) };
@@ -599,8 +620,8 @@ impl Server {
         }
         let nonce = self.world.count();
         let (epoch, superseded, successor, ended) = (self.epoch_after(epoch), false, None, None);
-        let mirror_of = None;
-        let meta = Meta { checkpoint, epoch, superseded, successor, ended, mirror_of, nonce };
+        let taken_from = Vec::new();
+        let meta = Meta { checkpoint, epoch, superseded, successor, ended, taken_from, nonce };
         let mut kept = Kept { meta, region };
         self.drop_owned(name); // an older copy of this node's own
         let still = self.life.get() == life && self.is_alive();

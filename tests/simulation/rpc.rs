@@ -57,4 +57,6 @@ pub(crate) struct FencedCopy {
     pub(crate) name: Name,
     pub(crate) mark: Option<u64>,
     pub(crate) version: Version,
+    /// The epoch in which this node took it up: it is that owner's no more.
+    pub(crate) adopted: Option<u64>,
 }

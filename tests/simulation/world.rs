@@ -102,8 +102,8 @@ pub(crate) struct Meta {
     pub(crate) successor: Option<NodeId>,
     /// The life of this node that owned it or gave it up last has ended: that life's incarnation.
     pub(crate) ended: Option<u64>,
-    /// The owner whose mirror it was before this node adopted it.
-    pub(crate) mirror_of: Option<NodeId>,
+    /// Owners that left the ring with this as theirs before it was taken up here.
+    pub(crate) taken_from: Vec<NodeId>,
     /// Names this memory.
     pub(crate) nonce: u64,
 }
