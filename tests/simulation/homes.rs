@@ -254,8 +254,9 @@ impl Server {
 
     /// Those whose recovery a copy concerns when it is taken up from `owner`.
     fn taken_from(&self, mine: &Meta, owner: &NodeId) -> Vec<NodeId> {
-        let unsettled = mine.taken_from.iter().filter(|from| self.is_unsettled(from));
-        unsettled.chain([owner]).cloned().collect()
+        let others =
+            mine.taken_from.iter().filter(|from| *from != owner && self.is_unsettled(from));
+        others.chain([owner]).cloned().collect()
     }
 
     /// What this node took up from a lost owner: it is no mirror of that one's, or copy of an ended
