@@ -13,7 +13,7 @@ use super::{Change, Confirmation, NodeId, View};
 
 /// Most runs kept per owner. If an owner goes through more predecessors without one confirmed
 /// sync, the oldest are forgotten: recovery may then find nothing, but never something older.
-pub const RUNS_MAX: usize = 64;
+pub const RUNS_MAX: usize = 256;
 
 /// Consecutive views in which an owner had the same predecessors.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

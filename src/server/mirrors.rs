@@ -264,7 +264,7 @@ impl Node {
             let mut mirrors = self.mirrors.borrow_mut();
             let mirror = mirrors.get_mut(id).filter(|m| !m.fenced).ok_or_else(gone)?;
             if mirror.meta.epoch != epoch {
-                mirror.meta.epoch = epoch;
+                (mirror.meta.epoch, mirror.meta.successor) = (epoch, None);
                 self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
             }
             (mirror.region.clone(), mirror.key.take(), mirror.memory, mirror.meta.region)
@@ -308,6 +308,26 @@ impl Node {
             return Err(gone());
         }
         Ok(Reply::Prepared { key, region: nonce, versions, mark_to: region.free_mark() })
+    }
+
+    /// An owner gave away a checkpoint whose mirror is here. If both of them are lost, too, this copy is
+    /// not the last one.
+    pub(super) fn note_given(
+        &self,
+        from: &NodeId,
+        name: &Name,
+        checkpoint: u64,
+        epoch: u64,
+        to: &NodeId,
+    ) -> Result<(), Failure> {
+        let mut mirrors = self.mirrors.borrow_mut();
+        let same = |meta: &Meta| (meta.identity.checkpoint, meta.epoch) == (checkpoint, epoch);
+        let theirs = mirrors.iter_mut().filter(|((n, owner, _), _)| n == name && owner == from);
+        for (_, mirror) in theirs.filter(|(_, m)| same(&m.meta)) {
+            mirror.meta.successor = Some(to.clone());
+            self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
+        }
+        Ok(())
     }
 
     /// True when this node knows of a later ownership of the same checkpoint.
@@ -419,21 +439,24 @@ impl Node {
             theirs.map(|(name, ..)| name.clone()).collect()
         };
         names.dedup(); // in the map's order, the same names stand together
-        let copies: Vec<(Name, Region)> = names
+        let copies: Vec<(Meta, Region)> = names
             .into_iter()
             .filter_map(|name| {
                 let id = self.best_mirror(owner, &name)?;
-                Some((name, self.mirrors.borrow().get(&id)?.region.clone()))
+                let mirrors = self.mirrors.borrow();
+                mirrors.get(&id).map(|m| (m.meta.clone(), m.region.clone()))
             })
             .collect();
-        let report = |(name, region): (Name, Region)| FencedCopy {
-            name,
+        let report = |(meta, region): (Meta, Region)| FencedCopy {
+            name: meta.name,
             mark: region.mark().ok().map(|m| m.view),
             version: region.newest_valid().map_or(0, |f| f.record.sequence),
-            adopted: None,
+            epoch: meta.epoch,
+            taken_up: false,
+            given_to: meta.successor,
         };
-        let adopted = self.taken_up_from(owner);
-        Ok(blocking(move || copies.into_iter().map(report).chain(adopted).collect()).await)
+        let taken_up = self.taken_up_from(owner);
+        Ok(blocking(move || copies.into_iter().map(report).chain(taken_up).collect()).await)
     }
 }
 

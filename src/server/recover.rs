@@ -143,12 +143,26 @@ impl Node {
         // Whoever adopted one and was lost since is recovered as its owner.
         adopted.retain(|_, member| view.contains(&member.id));
         let mut homes = adopted.clone();
-        let mut done = true;
+        let (mut done, mut kept_back) = (true, false);
         for name in names {
             // The last to take it up had the right to. Whatever came of it there, it is no older.
-            let of_name = |f: &&Fenced| f.copies.iter().find(|c| c.name == *name)?.adopted;
-            if let Some(last) = answers().filter(|f| of_name(f).is_some()).max_by_key(of_name) {
-                homes.insert(name.clone(), last.by.clone());
+            let of_name = answers().flat_map(|f| {
+                f.copies.iter().filter(|c| c.name == *name).map(|copy| (copy, &f.by))
+            });
+            let newest = of_name.max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
+            if let Some((_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
+                homes.insert(name.clone(), by.clone());
+                continue;
+            }
+            let of_name = answers().flat_map(|f| &f.copies).filter(|c| c.name == *name);
+            let given: Vec<(&NodeId, Option<u64>)> =
+                of_name.filter_map(|c| Some((c.given_to.as_ref()?, c.mark))).collect();
+            if let Some(lost) = self.lost_without_trace(&given, view).await {
+                if told.insert(name.clone()) {
+                    let checkpoint = name;
+                    tracing::warn!(%checkpoint, %owner, %lost, "given to a node that is lost: kept back");
+                }
+                kept_back = true;
                 continue;
             }
             let kept = own.iter().find_map(|own| {
@@ -195,7 +209,7 @@ impl Node {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
         }
-        Ok(rehomed && protected)
+        Ok(rehomed && protected && !kept_back)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
@@ -234,6 +248,21 @@ impl Node {
             }
         }
         fenced
+    }
+
+    /// Of those to whom a checkpoint was given, and since when, one that is lost with all that it had.
+    async fn lost_without_trace(
+        self: &Rc<Self>,
+        given: &[(&NodeId, Option<u64>)],
+        view: &View,
+    ) -> Option<NodeId> {
+        for (next, since) in given {
+            let Some(gone) = view.owner(next).filter(|_| self.is_unsettled(next)) else { continue };
+            if !self.leaves_traces(gone, view, since.unwrap_or(0)).await {
+                return Some((*next).clone());
+            }
+        }
+        None
     }
 
     /// Asks a later life of a lost owner what it still has of that one.
@@ -280,8 +309,9 @@ impl Node {
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.region.newest_by_record().map_or(0, |found| found.record.sequence);
             let mark = o.region.mark().ok().filter(|mark| mark.epoch >= o.meta.epoch);
-            let (name, mark, adopted) = (name.clone(), mark.map(|mark| mark.view), None);
-            FencedCopy { name, mark, version, adopted }
+            let (name, mark) = (name.clone(), mark.map(|mark| mark.view));
+            let (epoch, taken_up, given_to) = (o.meta.epoch, false, None);
+            FencedCopy { name, mark, version, epoch, taken_up, given_to }
         };
         let copies = all().filter(|(_, o)| counts(o)).map(copy);
         let copies = copies.chain(self.taken_up_from(life)).collect();
@@ -310,17 +340,16 @@ impl Node {
     /// What this node took up from a lost owner: it is no mirror of that one's, or copy of an ended
     /// life, any more, and perhaps mirrored nowhere yet.
     pub(super) fn taken_up_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
-        let counts = |o: &Owned| {
-            let mine = o.meta.held != Held::Superseded || self.may_go_on(&o.meta);
-            o.meta.taken_from.contains(owner) && mine && o.damaged.is_none()
-        };
+        let counts = |o: &Owned| o.meta.taken_from.contains(owner) && o.damaged.is_none();
         let owned = self.owned.borrow();
         let adopted = owned.iter().filter(|(_, o)| counts(o));
         let copy = |(name, o): (&Name, &Owned)| FencedCopy {
             name: name.clone(),
             mark: o.region.mark().ok().map(|mark| mark.view),
             version: o.region.newest_by_record().map_or(0, |found| found.record.sequence),
-            adopted: Some(o.meta.epoch),
+            epoch: o.meta.epoch,
+            taken_up: true,
+            given_to: None,
         };
         adopted.map(copy).collect()
     }
@@ -404,7 +433,7 @@ impl Node {
                 let theirs = was_of(meta, owner) || meta.taken_from.contains(owner);
                 theirs && self.may_go_on(meta)
             }) else {
-                return Ok(self.is_protected(name)); // adopted already
+                return Ok(self.is_protected(owner, name)); // adopted already
             };
             return match self.taken_over_already(owner, name, &mine).await? {
                 Some(successor) => Ok(successor.synced.is_some()),
@@ -443,7 +472,7 @@ impl Node {
         .await;
         let version = newest.map_or(0, |f| f.record.sequence);
         let (epoch, taken_from) = (self.epoch_after(mine.epoch), self.taken_from(&mine, owner));
-        let meta = Meta { epoch, held: Held::Orphan, taken_from, ..mine };
+        let meta = Meta { epoch, held: Held::Orphan, successor: None, taken_from, ..mine };
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
         let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };
@@ -453,11 +482,13 @@ impl Node {
         Ok(false)
     }
 
-    /// Whether a checkpoint that is this node's has all its copies, or is this node's no more.
-    fn is_protected(&self, name: &Name) -> bool {
+    /// Whether a checkpoint of `owner` that this node took up has all its copies, or is not here any
+    /// more: whoever has it next has them.
+    fn is_protected(&self, owner: &NodeId, name: &Name) -> bool {
         let owned = self.owned.borrow();
-        let mine = owned.get(name).is_some_and(|o| o.meta.held != Held::Superseded);
-        !mine || self.synced_views.borrow().contains_key(name)
+        let here = owned.get(name).map(|o| &o.meta);
+        let here = here.is_some_and(|m| m.held != Held::Superseded || m.taken_from.contains(owner));
+        !here || self.synced_views.borrow().contains_key(name)
     }
 
     /// The epoch of an ownership that follows one of this epoch and begins now. Of two that follow

@@ -79,6 +79,9 @@ impl Node {
             Request::TakeOver { name, force, caller } => {
                 self.give_up(peer, name, force, caller).await
             }
+            Request::Given { name, checkpoint, epoch, to } => {
+                self.note_given(&peer, &name, checkpoint, epoch, &to).map(|()| Reply::Done)
+            }
             Request::Fetch { name, version, caller } => {
                 self.fetch(peer, name, version, caller).await
             }

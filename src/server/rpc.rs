@@ -108,6 +108,17 @@ pub enum Request {
         /// On whose behalf.
         caller: Owner,
     },
+    /// I gave a checkpoint away whose mirror you hold.
+    Given {
+        /// The checkpoint.
+        name: Name,
+        /// Its id.
+        checkpoint: u64,
+        /// My ownership epoch.
+        epoch: u64,
+        /// Who has it next.
+        to: NodeId,
+    },
     /// Let me read a committed version.
     Fetch {
         /// The checkpoint.
@@ -265,8 +276,12 @@ pub struct FencedCopy {
     pub mark: Option<u64>,
     /// The newest version whose every checksum is right.
     pub version: Version,
-    /// The epoch in which this node took it up: it is that owner's no more.
-    pub adopted: Option<u64>,
+    /// The ownership epoch of this copy.
+    pub epoch: u64,
+    /// This node took it up: it is that owner's no more.
+    pub taken_up: bool,
+    /// To whom that owner gave it.
+    pub given_to: Option<NodeId>,
 }
 
 /// The right to read one version, and all that is needed to make a copy of it.

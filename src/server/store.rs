@@ -83,7 +83,7 @@ pub struct Meta {
     pub region: u64,
     /// Reserved bytes.
     pub bytes: u64,
-    /// Who took it over, if it is superseded.
+    /// Who took it over: from here if it is superseded, from its owner if it is a mirror.
     #[serde(default)]
     pub successor: Option<NodeId>,
     /// The life of this node that owned it or gave it up last has ended: that life's incarnation.

@@ -1,12 +1,12 @@
 //! Taking a checkpoint over from another node, and giving one up: fence, then read.
 
-use std::{rc::Rc, sync::Arc};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 
 use super::{
     data_plane::{Command, Pinned},
     failures::{internal, invalid, no_such, permission},
     fetch::Granted,
-    node::{Node, Owned, blocking},
+    node::{CALL_TIMEOUT, Node, Owned, blocking},
     open::Wish,
     rpc::{Copy, Grant, Reply, Request, Standing},
     store::{Held, Meta, Owner},
@@ -185,12 +185,40 @@ impl Node {
             // On disk before anything else: a restart must not take this copy for the present one.
             self.set_held(&name, Held::Superseded, Some(to.clone()))?;
             self.disown(name.clone(), Condition::Fenced).await?;
+            self.tell_holders(&meta, &to).await;
         }
         tracing::info!(checkpoint = %name, %to, path = %path.display(), "given up");
         // By its record: the peer verifies it, and fails rather than fall back to an older one.
         let newest = region.newest_by_record();
         let version = newest.map(|found| (found.slot as u32, found.record));
         self.grant_read(to, &meta, &region, version, None).await
+    }
+
+    /// Tells whoever may hold mirrors of a checkpoint who has it next, as far as they can be asked now.
+    /// It matters only if both that one and this node are lost.
+    pub(super) async fn tell_holders(self: &Rc<Self>, meta: &Meta, to: &NodeId) {
+        let Some(view) = self.view() else { return };
+        let me = self.id();
+        let holders = view.holders_of(&me).iter().flat_map(|run| &run.holders);
+        let holders: BTreeSet<&NodeId> = holders.collect();
+        let mut told = Vec::new();
+        for holder in holders.into_iter().filter_map(|holder| view.member(holder)).cloned() {
+            let request = Request::Given {
+                name: meta.name.clone(),
+                checkpoint: meta.identity.checkpoint,
+                epoch: meta.epoch,
+                to: to.clone(),
+            };
+            let node = self.clone();
+            told.push(tokio::task::spawn_local(async move {
+                if let Err(failure) = node.call(&holder, request, CALL_TIMEOUT).await {
+                    tracing::debug!(holder = %holder.id, %failure, "not told who has it next");
+                }
+            }));
+        }
+        for told in told {
+            let _ = told.await;
+        }
     }
 
     /// Lets a peer read a region.

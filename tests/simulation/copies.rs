@@ -171,7 +171,7 @@ impl Server {
         let mut mirrors = self.mirrors.borrow_mut();
         let mirror = mirrors.get_mut(id).filter(|m| !m.fenced).ok_or(Failure::Fenced)?;
         if mirror.kept.meta.epoch != epoch {
-            mirror.kept.meta.epoch = epoch;
+            (mirror.kept.meta.epoch, mirror.kept.meta.successor) = (epoch, None);
             self.keep_mirror(id, &mirror.kept);
         }
         let mut transport = self.transport.borrow_mut();
@@ -199,6 +199,24 @@ impl Server {
         mirror.key = Some(key);
         let (nonce, mark_to) = (mirror.kept.meta.nonce, region.free_mark());
         Ok(Reply::Prepared { key, region: nonce, versions, mark_to })
+    }
+
+    /// An owner gave away a checkpoint whose mirror is here.
+    pub(crate) fn note_given(
+        &self,
+        from: &NodeId,
+        name: &Name,
+        checkpoint: u64,
+        epoch: u64,
+        to: &NodeId,
+    ) {
+        let id = (name.clone(), from.clone());
+        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(&id)
+            && (mirror.kept.meta.checkpoint, mirror.kept.meta.epoch) == (checkpoint, epoch)
+        {
+            mirror.kept.meta.successor = Some(to.clone());
+            self.keep_mirror(&id, &mirror.kept);
+        }
     }
 
     /// True when this node knows of a later ownership of the same checkpoint.
@@ -293,7 +311,9 @@ impl Server {
             name: name.clone(),
             mark: mirror.kept.region.mark().ok().map(|mark| mark.view),
             version: mirror.kept.region.newest_valid().map_or(0, |f| f.record.sequence),
-            adopted: None,
+            epoch: mirror.kept.meta.epoch,
+            taken_up: false,
+            given_to: mirror.kept.meta.successor.clone(),
         });
         copies.chain(self.taken_up_from(owner)).collect()
     }

@@ -110,14 +110,23 @@ impl Server {
         // Whoever adopted one and was lost since is recovered as its owner.
         adopted.retain(|_, member| view.contains(&member.id));
         let mut homes = adopted.clone();
-        let mut done = true;
+        let (mut done, mut kept_back) = (true, false);
         for name in names {
             // The last to take it up had the right to. Whatever came of it there, it is no older.
-            let of_name = |f: &&Fenced| f.copies.iter().find(|c| c.name == *name)?.adopted;
-            if let Some(last) = answers().filter(|f| of_name(f).is_some()).max_by_key(of_name) {
-                self.world
-                    .log(|| format!("{}: {name} of {owner} went to {}", self.id(), last.by.id));
-                homes.insert(name.clone(), last.by.clone());
+            let of_name = answers().flat_map(|f| {
+                f.copies.iter().filter(|c| c.name == *name).map(|copy| (copy, &f.by))
+            });
+            let newest = of_name.max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
+            if let Some((_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
+                self.world.log(|| format!("{}: {name} of {owner} went to {}", self.id(), by.id));
+                homes.insert(name.clone(), by.clone());
+                continue;
+            }
+            let of_name = answers().flat_map(|f| &f.copies).filter(|c| c.name == *name);
+            let given: Vec<(&NodeId, Option<u64>)> =
+                of_name.filter_map(|c| Some((c.given_to.as_ref()?, c.mark))).collect();
+            if self.lost_without_trace(&given, view).await {
+                kept_back = true;
                 continue;
             }
             let kept = own.iter().find_map(|own| {
@@ -157,7 +166,7 @@ impl Server {
         };
         let all_kept = own.as_ref().is_some_and(|own| own.complete);
         let rehomed = done && (all_kept || !runs.iter().any(nobody));
-        Ok(rehomed && protected)
+        Ok(rehomed && protected && !kept_back)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
@@ -208,6 +217,21 @@ impl Server {
             || self.ask_owner(&gone.owner, view).await.is_some()
     }
 
+    /// Whether one of those to whom a checkpoint was given, and since when, is lost with all that it had.
+    async fn lost_without_trace(
+        self: &Rc<Self>,
+        given: &[(&NodeId, Option<u64>)],
+        view: &View,
+    ) -> bool {
+        for (next, since) in given {
+            let Some(gone) = view.owner(next).filter(|_| self.is_unsettled(next)) else { continue };
+            if !self.leaves_traces(gone, view, since.unwrap_or(0)).await {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Asks a later life of a lost owner what it still has of that one.
     async fn ask_owner(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<Fenced> {
         let by = view.ring.iter().find(|member| member.id.name == owner.name)?.clone();
@@ -233,8 +257,9 @@ impl Server {
         let copy = |(name, o): (&Name, &Owned)| {
             let version = o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence);
             let mark = o.kept.region.mark().ok().filter(|mark| mark.epoch >= o.kept.meta.epoch);
-            let (name, mark, adopted) = (name.clone(), mark.map(|mark| mark.view), None);
-            FencedCopy { name, mark, version, adopted }
+            let (name, mark) = (name.clone(), mark.map(|mark| mark.view));
+            let (epoch, taken_up, given_to) = (o.kept.meta.epoch, false, None);
+            FencedCopy { name, mark, version, epoch, taken_up, given_to }
         };
         let copies = all().filter(|(_, o)| counts(o)).map(copy);
         let copies = copies.chain(self.taken_up_from(life)).collect();
@@ -262,16 +287,16 @@ impl Server {
     /// What this node took up from a lost owner: it is no mirror of that one's, or copy of an ended
     /// life, any more, and perhaps mirrored nowhere yet.
     pub(crate) fn taken_up_from(&self, owner: &NodeId) -> Vec<FencedCopy> {
-        let counts = |meta: &Meta| {
-            meta.taken_from.contains(owner) && (!meta.superseded || self.may_go_on(meta))
-        };
+        let counts = |meta: &Meta| meta.taken_from.contains(owner);
         let owned = self.owned.borrow();
         let adopted = owned.iter().filter(|(_, o)| counts(&o.kept.meta));
         let copy = |(name, o): (&Name, &Owned)| FencedCopy {
             name: name.clone(),
             mark: o.kept.region.mark().ok().map(|mark| mark.view),
             version: o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence),
-            adopted: Some(o.kept.meta.epoch),
+            epoch: o.kept.meta.epoch,
+            taken_up: true,
+            given_to: None,
         };
         adopted.map(copy).collect()
     }
@@ -337,8 +362,9 @@ impl Server {
             let theirs = |meta: &Meta| was_of(meta, owner) || meta.taken_from.contains(owner);
             let mine = self.meta_of(name).filter(|meta| theirs(meta) && self.may_go_on(meta));
             let Some(mine) = mine else {
-                let mine = self.owns(name);
-                return Ok(!mine || self.synced_views.borrow().contains_key(name));
+                let here = |m: Meta| !m.superseded || m.taken_from.contains(owner);
+                let here = self.meta_of(name).is_some_and(here);
+                return Ok(!here || self.synced_views.borrow().contains_key(name));
             };
             return match self.taken_over_already(owner, name, &mine).await? {
                 Some(successor) => Ok(successor.synced.is_some()),
@@ -367,7 +393,8 @@ impl Server {
             }
         }
         let (epoch, taken_from) = (self.epoch_after(mine.epoch), self.taken_from(&mine, owner));
-        let meta = Meta { epoch, superseded: false, ended: None, taken_from, ..mine };
+        let (superseded, successor, ended) = (false, None, None);
+        let meta = Meta { epoch, superseded, successor, ended, taken_from, ..mine };
         self.world.log(|| format!("{} adopts {name} of {owner}, epoch {}", self.id(), meta.epoch));
         self.world.tally.borrow_mut().adopted += 1;
         let kept = Kept { meta, region };
@@ -650,6 +677,7 @@ impl Server {
         if !repeated {
             self.supersede(&name, Some(to.clone()));
             self.clone().disown(name.clone()).await;
+            self.tell_holders(&name, &meta, to).await;
         }
         let owned = self.owned.borrow();
         let region = &owned.get(&name).ok_or(Failure::Unavailable)?.kept.region;
@@ -662,6 +690,20 @@ impl Server {
         let key = transport.grant(conn, memory, Access::Read, terms);
         let key = key.map_err(|_| Failure::Unavailable)?;
         Ok(Reply::Granted { key, checkpoint: meta.checkpoint, epoch: meta.epoch, newest })
+    }
+
+    /// Tells whoever may hold mirrors of a checkpoint who has it next, as far as they can be asked.
+    async fn tell_holders(self: &Rc<Self>, name: &Name, meta: &Meta, to: &NodeId) {
+        let Some(view) = self.view() else { return };
+        let me = self.id();
+        let holders = view.holders_of(&me).iter().flat_map(|run| &run.holders);
+        let told = holders.filter_map(|holder| view.member(holder)).map(|holder| {
+            let (server, name, to) = (self.clone(), name.clone(), to.clone());
+            let request =
+                Request::Given { name, checkpoint: meta.checkpoint, epoch: meta.epoch, to };
+            async move { server.call(holder, request, crate::server::CALL_TIMEOUT).await }
+        });
+        futures::future::join_all(told).await;
     }
 
     // Leaving.
@@ -727,6 +769,9 @@ impl Server {
         }
         self.supersede(name, Some(heir.id.clone()));
         self.clone().disown(name.clone()).await;
+        if let Some(meta) = self.meta_of(name) {
+            self.tell_holders(name, &meta, &heir.id).await;
+        }
         self.tell_heir(name, heir).await
     }
 

@@ -20,6 +20,7 @@ pub(crate) enum Request {
     Adopt { owner: NodeId, name: Name, view: u64 },
     Inherit { name: Name, epoch: u64, version: Version },
     TakeOver { name: Name },
+    Given { name: Name, checkpoint: u64, epoch: u64, to: NodeId },
 }
 
 #[derive(Debug, Clone)]
@@ -57,6 +58,9 @@ pub(crate) struct FencedCopy {
     pub(crate) name: Name,
     pub(crate) mark: Option<u64>,
     pub(crate) version: Version,
-    /// The epoch in which this node took it up: it is that owner's no more.
-    pub(crate) adopted: Option<u64>,
+    pub(crate) epoch: u64,
+    /// This node took it up: it is that owner's no more.
+    pub(crate) taken_up: bool,
+    /// To whom that owner gave it.
+    pub(crate) given_to: Option<NodeId>,
 }

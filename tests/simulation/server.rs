@@ -356,6 +356,10 @@ impl Server {
                 self.inherit(from, &name, epoch, version).await.map(|()| Reply::Done)
             }
             Request::TakeOver { name } => self.give_up(from, name).await,
+            Request::Given { name, checkpoint, epoch, to } => {
+                self.note_given(from, &name, checkpoint, epoch, &to);
+                Ok(Reply::Done)
+            }
         }
     }
 
