@@ -87,12 +87,14 @@ impl Node {
         let heir = view.predecessor(&me).cloned();
         for report in self.data_plane.ask(|reply| Command::Report { reply }).await? {
             let name = report.name.clone();
-            if report.attached {
-                // Its last commits go to the mirror; more are for the next server to take.
+            let heir = heir.as_ref().filter(|heir| is_mirrored_at(&report, heir));
+            if let Some(heir) = heir.filter(|_| !report.attached) {
+                self.bequeath(&name, heir).await?;
+            } else {
+                // Its last commits go to the mirror, also the one that it was in the middle of when it
+                // was sent away; more are for the next server to take.
                 let condition = Some(Condition::Stopping);
                 self.data_plane.send(Command::Detach { name, condition })?;
-            } else if let Some(heir) = heir.as_ref().filter(|heir| is_mirrored_at(&report, heir)) {
-                self.bequeath(&name, heir).await?;
             }
         }
         // The heir may not have been able to take it when it was told first.
