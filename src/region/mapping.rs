@@ -19,6 +19,7 @@ use std::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
+#[cfg(feature = "server")]
 use rustix::mm::{Advice, madvise};
 
 use super::sigbus::Registered;
@@ -91,6 +92,7 @@ impl Mapping {
 
     /// Has the system put pages behind these bytes now instead of at each one's first touch, which
     /// may be on a thread that others wait for. As far as it can; the rest comes when it is touched.
+    #[cfg(feature = "server")]
     pub(crate) fn populate(&self, bytes: std::ops::Range<u64>) {
         /// Another thread that maps memory waits for one step.
         const STEP: usize = 8 << 20;
