@@ -109,7 +109,8 @@ impl Oracle {
     /// The newest view, the one before, and what somebody voted for as the next one.
     pub(crate) fn last_views(&self) -> Vec<Arc<View>> {
         let mut views: Vec<_> = self.views.values().rev().take(2).cloned().collect();
-        let votes = self.votes.values().filter(|d| Some(&d.view) == views.first());
+        let newest = views.first().map(|view| view.number);
+        let votes = self.votes.values().filter(|d| Some(d.view.number) == newest);
         let changes = votes.flat_map(|durable| {
             let cast = &durable.votes.cast;
             let vote = cast.vote.as_ref().map(|vote| &vote.value);
