@@ -44,6 +44,9 @@ pub mod protocol;
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
+pub mod bench;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use super::values::{
     Detection, DurabilityChoice, LogFormat, Period, Poll, Size, TransportChoice, parse_duration,
-    parse_interval,
+    parse_interval, parse_percent,
 };
 use crate::name::Name;
 
@@ -81,6 +81,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     Keygen(KeygenArgs),
     Demo(DemoArgs),
+    Bench(BenchArgs),
     #[command(hide = true)]
     DemoService(DemoServiceArgs),
     Completions(CompletionsArgs),
@@ -366,6 +367,96 @@ pub struct DemoArgs {
     /// Leave the surviving servers running and say where their sockets are
     #[arg(long)]
     pub keep: bool,
+}
+
+/// Measure a ring beside what this machine can do at best.
+///
+/// What is timed takes turns with its limit, and each row ends with the ratio of both medians: compare
+/// that, not times. Uses the server that answers on the local socket; if none does, starts three real
+/// servers for the time of the measurement.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep bench commit                                    mirrored commits of 8 B to 16 MiB
+  ringkeep bench commit --sizes 256MiB --dirty 1           one percent of a large state changes
+  ringkeep bench commit --durability local --sizes 4KiB
+  ringkeep bench commit --json > commit.json
+  ringkeep bench transport --poll busy                     the limits by themselves")]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    Commit(BenchCommitArgs),
+    Transport(BenchTransportArgs),
+}
+
+/// Time commits.
+///
+/// The limit of a mirrored commit is a round trip of TCP with the same bytes, a copy in memory before
+/// it; that of a local one a copy and a checksum.
+#[derive(Debug, Args)]
+pub struct BenchCommitArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    /// What is waited for
+    #[arg(long, value_enum, default_value = "mirrored")]
+    pub durability: DurabilityChoice,
+    /// Commits of one checkpoint that are on their way at the same time; a commit's time is then from
+    /// its begin to its acknowledgement
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=7))]
+    pub inflight: u8,
+    /// How much of the state changes between two commits
+    #[arg(long, default_value_t = 100.0, value_name = "PERCENT", value_parser = parse_percent)]
+    pub dirty: f64,
+    /// How many checkpoints take turns
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub checkpoints: u32,
+    /// How bytes travel between servers that are started for this
+    #[arg(long, value_enum, default_value = "auto")]
+    pub transport: TransportChoice,
+}
+
+/// Time the limits: TCP over loopback in three ways of waiting, a copy in memory, a checksum.
+#[derive(Debug, Args)]
+pub struct BenchTransportArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+}
+
+/// What every measurement has.
+#[derive(Debug, Args)]
+pub struct MeasureArgs {
+    /// Bytes of state
+    #[arg(
+        long,
+        value_name = "SIZE,…",
+        value_delimiter = ',',
+        default_value = "8,64,4KiB,64KiB,1MiB,16MiB"
+    )]
+    pub sizes: Vec<Size>,
+    /// Steps of each, instead of a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iterations: Option<u64>,
+    /// How long each is measured
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Steps that are not counted, at the begin of each of eight turns
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warm_up: u64,
+    /// How whoever waits does it: this program, its limit, and servers that are started for it
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub poll: Poll,
+    /// Keep this program on one core
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<usize>,
+    #[command(flatten)]
+    pub output: JsonFlag,
 }
 
 /// The service of the demo, a process of its own. It speaks JSON lines.

@@ -58,11 +58,6 @@ impl Failure {
         self.hint = Some(hint.to_string());
         self
     }
-
-    /// The command is part of the front door, but its body is not there yet.
-    pub fn not_wired(command: &str) -> Self {
-        Self::new(Exit::Failed, format_args!("`ringkeep {command}` is not wired yet"))
-    }
 }
 
 impl fmt::Display for Failure {

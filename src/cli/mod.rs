@@ -8,6 +8,7 @@ pub mod progress;
 pub mod usage;
 pub mod values;
 
+mod bench;
 mod demo;
 mod doctor;
 mod errors;
@@ -56,6 +57,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Doctor(args) => doctor::run(&global, &args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Demo(args) => demo::run(&global, &args),
+        Command::Bench(args) => bench::run(&global, &args),
         Command::DemoService(args) => demo::service(&global, &args),
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),

@@ -74,6 +74,14 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a share in percent: more than 0, at most 100.
+pub fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').parse().ok();
+    percent
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .ok_or_else(|| "not a share; write a number above 0 and up to 100".to_owned())
+}
+
 /// A duration that a configuration file may say, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
