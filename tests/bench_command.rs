@@ -55,6 +55,25 @@ fn commits_on_a_running_ring_are_timed_beside_their_limit() {
 }
 
 #[test]
+fn a_state_that_somebody_left_is_restored_in_each_way() {
+    let ring = Ring::start(2);
+    ring.protected();
+    let args = ["bench", "restore", "--iterations", "8", "--sizes", "1,64KiB", "--json"];
+    let report = json(&ring.ok(0, &args));
+    let rows = report["rows"].as_array().unwrap();
+    let what: Vec<_> = rows.iter().map(|row| row["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["mapped", "mapped and verified", "checksum"].repeat(2));
+    assert!(rows.iter().all(|row| row["iterations"] == 8));
+    nothing_is_left(&ring);
+
+    let mut own = ring::clean(Command::new(RINGKEEP));
+    own.args(["bench", "restore", "--iterations", "8", "--sizes", "64KiB", "--transport", "tcp"]);
+    let output = own.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("read from another node"));
+}
+
+#[test]
 fn without_a_server_it_starts_a_ring_of_its_own() {
     let mut command = ring::clean(Command::new(RINGKEEP));
     command.args(["bench", "commit", "--iterations", "8", "--sizes", "4KiB", "--json"]);

@@ -8,17 +8,19 @@
 //! | --- | --- |
 //! | [`turns`] | contenders take turns; what they took |
 //! | [`commits`] | services that commit |
+//! | [`restores`] | services that get their state back |
 //! | [`limits`] | what the machine can do: TCP, memory, checksums |
 //! | [`report`] | the rows of a table |
 
 pub mod commits;
 pub mod limits;
 pub mod report;
+pub mod restores;
 pub mod turns;
 
 use std::io;
 
-use crate::client::{CommitError, OpenError, RequestError, WriteError};
+use crate::client::{CommitError, OpenError, ReadError, RequestError, WriteError};
 
 /// Why a measurement came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +37,12 @@ pub enum BenchError {
     /// Changing the state failed.
     #[error("writing: {0}")]
     Write(#[from] WriteError),
-    /// The raw limit could not be measured.
-    #[error("measuring the limit: {0}")]
-    Limit(#[from] io::Error),
+    /// What was committed could not be read.
+    #[error("reading: {0}")]
+    Read(#[from] ReadError),
+    /// The system refused something.
+    #[error("measuring: {0}")]
+    System(#[from] io::Error),
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -381,6 +381,7 @@ Examples:
   ringkeep bench commit --sizes 256MiB --dirty 1           one percent of a large state changes
   ringkeep bench commit --durability local --sizes 4KiB
   ringkeep bench commit --json > commit.json
+  ringkeep bench restore --sizes 4KiB,256MiB               a service comes back
   ringkeep bench transport --poll busy                     the limits by themselves")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -391,6 +392,7 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     Commit(BenchCommitArgs),
+    Restore(BenchRestoreArgs),
     Transport(BenchTransportArgs),
 }
 
@@ -417,6 +419,20 @@ pub struct BenchCommitArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub checkpoints: u32,
+    /// How bytes travel between servers that are started for this
+    #[arg(long, value_enum, default_value = "auto")]
+    pub transport: TransportChoice,
+}
+
+/// Time how a service gets its state back.
+///
+/// On its node by mapping what lies there, without and with a look at every checksum; and, where the
+/// servers are started for this, from another node. The limits are a checksum of as many bytes, and a
+/// round trip of TCP with them.
+#[derive(Debug, Args)]
+pub struct BenchRestoreArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
     /// How bytes travel between servers that are started for this
     #[arg(long, value_enum, default_value = "auto")]
     pub transport: TransportChoice,

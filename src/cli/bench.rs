@@ -13,10 +13,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
-    args::{BenchArgs, BenchCommand, BenchCommitArgs, BenchTransportArgs, Global, MeasureArgs},
+    args::{
+        BenchArgs, BenchCommand, BenchCommitArgs, BenchRestoreArgs, BenchTransportArgs, Global,
+        MeasureArgs,
+    },
     exit::{self, Exit, Failure, Outcome},
     print_json, signals, socket_path,
-    values::{DurabilityChoice, Poll, Size},
+    values::{DurabilityChoice, Poll, Size, TransportChoice},
 };
 use crate::{
     bench::{
@@ -24,10 +27,12 @@ use crate::{
         commits::{Commits, Work},
         limits::{Memory, PingPong, Waiting},
         report::Row,
+        restores::{Left, Way},
         turns::{Budget, Contender, take_turns},
     },
     client::{Client, Durability},
     demo::ring::{Ring, RingError},
+    name::Name,
     protocol::RingState,
 };
 
@@ -62,7 +67,7 @@ struct Where {
 struct Target {
     client: Client,
     /// Ends with this.
-    _ring: Option<Ring>,
+    ring: Option<Ring>,
     at: Where,
 }
 
@@ -73,13 +78,15 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Outcome {
         .map_err(|e| Failure::new(Exit::Failed, format_args!("listening to signals: {e}")))?;
     match &args.what {
         BenchCommand::Commit(args) => commit(global, args, &stop),
+        BenchCommand::Restore(args) => restore(global, args, &stop),
         BenchCommand::Transport(args) => transport(args, &stop),
     }
 }
 
 fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Outcome {
     prepare(&args.measure)?;
-    let target = target(global, args, stop)?;
+    let mirrored = args.durability == DurabilityChoice::Mirrored;
+    let target = target(global, &args.measure, args.transport, mirrored, stop)?;
     let durability = match args.durability {
         DurabilityChoice::Local => Durability::Local,
         DurabilityChoice::Mirrored => Durability::Mirrored,
@@ -131,6 +138,52 @@ impl Limit {
             Self::Stays(limit) => limit,
         }
     }
+}
+
+fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> Outcome {
+    prepare(&args.measure)?;
+    let target = target(global, &args.measure, args.transport, false, stop)?;
+    // One that holds no mirror of the first one's: its predecessor is the last that joined.
+    let elsewhere = target.ring.as_ref().map(|ring| ring.node(1).client()).transpose()?;
+    let durability = match target.at.members {
+        0 | 1 => Durability::Local,
+        _ => Durability::Mirrored,
+    };
+    let mut out = Output::begin(&args.measure, Some(&target.at))?;
+    for &Size(len) in &args.measure.sizes {
+        let name = format!("bench-{}", std::process::id());
+        let name = Name::new(&name).map_err(|e| Failure::new(Exit::Failed, e))?;
+        let left = Left::behind(&target.client, name, len, durability).map_err(failure)?;
+        let (mut mapped, mut verified, mut checksum) = (
+            left.restored(&target.client, Way::Mapped),
+            left.restored(&target.client, Way::Verified),
+            Memory::checksum(len as usize),
+        );
+        let contenders: [&mut dyn Contender; 3] = [&mut mapped, &mut verified, &mut checksum];
+        let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
+        let row = |what: &str, times| Row::new(what, len, len, times);
+        let limit = row("checksum", &times[2]);
+        let mut rows = vec![
+            row("mapped", &times[0]),
+            row("mapped and verified", &times[1]).beside(&limit),
+            limit,
+        ];
+        if let Some(elsewhere) = &elsewhere {
+            let mut fetched = left.restored(elsewhere, Way::Fetched);
+            let limit = PingPong::start(len as usize, waiting(args.measure.poll));
+            let mut limit = limit.map_err(|e| failure(e.into()))?;
+            let contenders: [&mut dyn Contender; 2] = [&mut fetched, &mut limit];
+            let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
+            let limit = row("copy, round trip of TCP", &times[1]);
+            rows.extend([row("read from another node", &times[0]).beside(&limit), limit]);
+        }
+        for row in rows {
+            if !out.row(row)? {
+                return Ok(Exit::Done);
+            }
+        }
+    }
+    out.end()
 }
 
 fn transport(args: &BenchTransportArgs, stop: &AtomicBool) -> Outcome {
@@ -189,7 +242,9 @@ fn waiting(poll: Poll) -> Waiting {
 /// The server that answers, else a ring of this program's own.
 fn target(
     global: &Global,
-    args: &BenchCommitArgs,
+    args: &MeasureArgs,
+    transport: TransportChoice,
+    mirrored: bool,
     stop: &Arc<AtomicBool>,
 ) -> Result<Target, Failure> {
     let answering = Client::connect_to(socket_path(global));
@@ -202,8 +257,8 @@ fn target(
             let text = |value: Option<clap::builder::PossibleValue>| {
                 value.map_or_else(String::new, |value| value.get_name().to_owned())
             };
-            let transport = text(args.transport.to_possible_value());
-            let poll = text(args.measure.poll.to_possible_value());
+            let transport = text(transport.to_possible_value());
+            let poll = text(args.poll.to_possible_value());
             let flags = ["--poll", &poll, "--detection", "patient"];
             let ring = Ring::start_with(&program, SERVERS, &transport, &flags, Arc::clone(stop));
             let ring = ring.map_err(|error| match error {
@@ -215,7 +270,7 @@ fn target(
     };
     let status = client.status()?;
     let members = status.view.as_ref().map_or(0, |view| view.members.len());
-    if members < 2 && args.durability == DurabilityChoice::Mirrored {
+    if members < 2 && mirrored {
         let why = format_args!("node {} is alone: nothing can be mirrored", status.node);
         return Err(Failure::new(Exit::NotDurable, why)
             .hint("start a second server, or measure with --durability local"));
@@ -233,7 +288,7 @@ fn target(
         members,
         hugepages: status.hugepages,
     };
-    Ok(Target { client, _ring: ring, at })
+    Ok(Target { client, ring, at })
 }
 
 fn failure(error: BenchError) -> Failure {
@@ -241,6 +296,7 @@ fn failure(error: BenchError) -> Failure {
         BenchError::Open(error) => error.into(),
         BenchError::Request(error) => error.into(),
         BenchError::Commit(error) => error.into(),
+        BenchError::Read(error) => error.into(),
         BenchError::Interrupted => Failure::new(Exit::Failed, error)
             .hint("what was started for the measurement is stopped and removed"),
         error => Failure::new(Exit::Failed, error),
