@@ -456,7 +456,7 @@ pub struct MeasureArgs {
         default_value = "8,64,4KiB,64KiB,1MiB,16MiB"
     )]
     pub sizes: Vec<Size>,
-    /// Steps of each, instead of a time
+    /// Steps of each, instead of a time; rounded up to a multiple of eight
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub iterations: Option<u64>,
     /// How long each is measured
