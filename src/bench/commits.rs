@@ -6,12 +6,13 @@ use std::{
 };
 
 use super::{BenchError, turns::Contender};
-use crate::client::{Checkpoint, Client, Durability, Options, Pending};
+use crate::{
+    client::{Checkpoint, Client, Durability, Options, Pending},
+    region::layout::{SLOTS_MAX, SLOTS_MIN},
+};
 
 /// Partial updates change whole pieces of this size.
 const PIECE: u64 = 4096;
-/// The most slots of a region: one more than can be on their way.
-const SLOTS_MAX: u32 = 8;
 /// Large states take their time on a busy machine.
 const COMMIT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -68,8 +69,9 @@ impl<'a> Commits<'a> {
     /// # Errors
     /// The server refused one, or it could not be committed. None is left behind.
     pub fn start(client: &'a Client, name: &str, work: Work) -> Result<Self, BenchError> {
-        let slots = u32::try_from(work.inflight + 1).map_or(SLOTS_MAX, |n| n.min(SLOTS_MAX));
-        let options = Options::capacity(work.len).slots(slots.max(2));
+        // One more than can be on their way.
+        let slots = u32::try_from(work.inflight + 1).unwrap_or(SLOTS_MAX);
+        let options = Options::capacity(work.len).slots(slots.clamp(SLOTS_MIN, SLOTS_MAX));
         let options = options.timeout(COMMIT_LIMIT).spin(work.spin);
         let (services, state) = (Vec::new(), vec![7; work.len as usize]);
         let mut all = Self { client, work, services, turn: 0, count: 0, state };

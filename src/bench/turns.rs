@@ -82,11 +82,10 @@ impl Times {
 /// # Errors
 /// The first that a contender reports.
 pub fn take_turns<const N: usize>(
-    contenders: [&mut dyn Contender; N],
+    mut contenders: [&mut dyn Contender; N],
     budget: Budget,
     stop: &AtomicBool,
 ) -> Result<[Times; N], BenchError> {
-    let mut contenders = contenders;
     let mut times = std::array::from_fn(|_| Times::new());
     for _ in 0..ROUNDS {
         for (contender, times) in contenders.iter_mut().zip(&mut times) {

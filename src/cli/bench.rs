@@ -2,14 +2,10 @@
 
 use std::{
     fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
@@ -18,8 +14,8 @@ use super::{
         MeasureArgs,
     },
     exit::{self, Exit, Failure, Outcome},
-    print_json, signals, socket_path,
-    values::{DurabilityChoice, Poll, Size, TransportChoice},
+    print_json, signals, socket_path, this_program,
+    values::{Poll, Size, TransportChoice, text_of},
 };
 use crate::{
     bench::{
@@ -72,10 +68,7 @@ struct Target {
 }
 
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Outcome {
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    signals::on_end(move || stopped.store(true, Ordering::Relaxed))
-        .map_err(|e| Failure::new(Exit::Failed, format_args!("listening to signals: {e}")))?;
+    let stop = signals::stop_flag()?;
     match &args.what {
         BenchCommand::Commit(args) => commit(global, args, &stop),
         BenchCommand::Restore(args) => restore(global, args, &stop),
@@ -85,12 +78,9 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Outcome {
 
 fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Outcome {
     prepare(&args.measure)?;
-    let mirrored = args.durability == DurabilityChoice::Mirrored;
+    let durability = Durability::from(args.durability);
+    let mirrored = durability == Durability::Mirrored;
     let target = target(global, &args.measure, args.transport, mirrored, stop)?;
-    let durability = match args.durability {
-        DurabilityChoice::Local => Durability::Local,
-        DurabilityChoice::Mirrored => Durability::Mirrored,
-    };
     let mut out = Output::begin(&args.measure, Some(&target.at))?;
     for &Size(len) in &args.measure.sizes {
         let work = Work {
@@ -102,20 +92,19 @@ fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Ou
             spin: if args.measure.poll == Poll::Busy { LONG } else { LOOK },
         };
         let changed = work.changed_bytes();
-        let (what, name, mut limit) = match durability {
+        let (what, name, mut limit): (_, _, Box<dyn Contender>) = match durability {
             Durability::Mirrored => {
-                let limit = PingPong::start(changed as usize, waiting(args.measure.poll));
-                let limit = limit.map_err(|e| failure(e.into()))?;
-                ("mirrored commit", "copy, round trip of TCP", Limit::Travels(limit))
+                let limit = round_trip(changed, waiting(args.measure.poll))?;
+                ("mirrored commit", "copy, round trip of TCP", Box::new(limit))
             }
             Durability::Local => {
                 let limit = Memory::copy_and_checksum(changed as usize);
-                ("local commit", "copy, checksum", Limit::Stays(limit))
+                ("local commit", "copy, checksum", Box::new(limit))
             }
         };
         let name_of = format!("bench-{}", std::process::id());
         let mut commits = Commits::start(&target.client, &name_of, work).map_err(failure)?;
-        let times = take_turns([&mut commits, limit.contender()], budget(&args.measure), stop);
+        let times = take_turns([&mut commits, &mut *limit], budget(&args.measure), stop);
         let [commits, limit] = times.map_err(failure)?;
         let limit = Row::new(name, len, changed, &limit);
         let row = Row::new(what, len, changed, &commits).beside(&limit);
@@ -124,20 +113,6 @@ fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Ou
         }
     }
     out.end()
-}
-
-enum Limit {
-    Travels(PingPong),
-    Stays(Memory),
-}
-
-impl Limit {
-    fn contender(&mut self) -> &mut dyn Contender {
-        match self {
-            Self::Travels(limit) => limit,
-            Self::Stays(limit) => limit,
-        }
-    }
 }
 
 fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> Outcome {
@@ -170,8 +145,7 @@ fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> 
         ];
         if let Some(elsewhere) = &elsewhere {
             let mut fetched = left.restored(elsewhere, Way::Fetched);
-            let limit = PingPong::start(len as usize, waiting(args.measure.poll));
-            let mut limit = limit.map_err(|e| failure(e.into()))?;
+            let mut limit = round_trip(len, waiting(args.measure.poll))?;
             let contenders: [&mut dyn Contender; 2] = [&mut fetched, &mut limit];
             let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
             let limit = row("copy, round trip of TCP", &times[1]);
@@ -190,11 +164,10 @@ fn transport(args: &BenchTransportArgs, stop: &AtomicBool) -> Outcome {
     prepare(&args.measure)?;
     let mut out = Output::begin(&args.measure, None)?;
     for &Size(len) in &args.measure.sizes {
-        let bytes = len as usize;
-        let limit = |waiting| PingPong::start(bytes, waiting).map_err(|e| failure(e.into()));
-        let (mut asleep, mut looking) = (limit(Waiting::Asleep)?, limit(Waiting::Looking(LOOK))?);
-        let mut spinning = limit(Waiting::Spinning)?;
-        let (mut copy, mut checksum) = (Memory::copy(bytes), Memory::checksum(bytes));
+        let mut asleep = round_trip(len, Waiting::Asleep)?;
+        let mut looking = round_trip(len, Waiting::Looking(LOOK))?;
+        let mut spinning = round_trip(len, Waiting::Spinning)?;
+        let (mut copy, mut checksum) = (Memory::copy(len as usize), Memory::checksum(len as usize));
         let contenders: [&mut dyn Contender; 5] =
             [&mut asleep, &mut looking, &mut spinning, &mut copy, &mut checksum];
         let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
@@ -232,6 +205,10 @@ fn budget(args: &MeasureArgs) -> Budget {
     Budget { steps: args.iterations, time: args.duration, warm_up: args.warm_up }
 }
 
+fn round_trip(len: u64, waiting: Waiting) -> Result<PingPong, Failure> {
+    PingPong::start(len as usize, waiting).map_err(|e| failure(e.into()))
+}
+
 fn waiting(poll: Poll) -> Waiting {
     match poll {
         Poll::Adaptive => Waiting::Looking(LOOK),
@@ -252,13 +229,8 @@ fn target(
         Ok(client) => (client, None),
         Err(error) if global.socket.is_some() => return Err(error.into()),
         Err(_) => {
-            let system = |e| Failure::new(Exit::Failed, format_args!("finding this program: {e}"));
-            let program = std::env::current_exe().map_err(system)?;
-            let text = |value: Option<clap::builder::PossibleValue>| {
-                value.map_or_else(String::new, |value| value.get_name().to_owned())
-            };
-            let transport = text(transport.to_possible_value());
-            let poll = text(args.poll.to_possible_value());
+            let program = this_program()?;
+            let (transport, poll) = (text_of(transport), text_of(args.poll));
             let flags = ["--poll", &poll, "--detection", "patient"];
             let ring = Ring::start_with(&program, SERVERS, &transport, &flags, Arc::clone(stop));
             let ring = ring.map_err(|error| match error {

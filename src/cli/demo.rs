@@ -1,20 +1,13 @@
 //! `ringkeep demo`, and the service that it starts.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
-
-use clap::ValueEnum;
+use std::io;
 
 use super::{
     args::{DemoArgs, DemoServiceArgs, Global},
     connect,
     exit::{Exit, Failure, Outcome},
-    signals,
+    signals, this_program,
+    values::text_of,
 };
 use crate::demo::{
     ring::RingError,
@@ -24,18 +17,13 @@ use crate::demo::{
 
 /// Tells the story of a service that loses its node.
 pub(super) fn run(_global: &Global, args: &DemoArgs) -> Outcome {
-    let system = |what: &str, e| Failure::new(Exit::Failed, format_args!("{what}: {e}"));
-    let program = std::env::current_exe().map_err(|e| system("finding this program", e))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    signals::on_end(move || stopped.store(true, Ordering::Relaxed))
-        .map_err(|e| system("listening to signals", e))?;
-    let transport = args.transport.to_possible_value();
+    let program = this_program()?;
+    let stop = signals::stop_flag()?;
     let plan = Plan {
         program,
         dir: args.dir.clone(),
         nodes: usize::from(args.nodes),
-        transport: transport.map_or_else(String::new, |value| value.get_name().to_owned()),
+        transport: text_of(args.transport),
         files_max: args.files_max,
         keep: args.keep,
         stop,

@@ -69,6 +69,12 @@ fn uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// The program that this process runs: what starts servers of its own starts this.
+fn this_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map_err(|e| Failure::new(Exit::Failed, format_args!("finding this program: {e}")))
+}
+
 /// The local server's socket: as told, else the user's well-known one.
 fn socket_path(global: &Global) -> PathBuf {
     let default = || paths::default_socket(uid(), paths::run_user_dir(uid()).as_deref());

@@ -11,7 +11,7 @@ use super::{
     connect,
     exit::{self, Exit, Failure, Outcome},
     progress::Progress,
-    values::{DurabilityChoice, Size},
+    values::Size,
     warn,
 };
 use crate::client::{Checkpoint, Durability, Options};
@@ -54,8 +54,7 @@ pub(super) fn run(global: &Global, args: &PutArgs) -> Outcome {
 /// As asked; else the most that this ring has to offer.
 fn durability(global: &Global, args: &PutArgs, checkpoint: &Checkpoint) -> Durability {
     match args.durability {
-        Some(DurabilityChoice::Mirrored) => Durability::Mirrored,
-        Some(DurabilityChoice::Local) => Durability::Local,
+        Some(choice) => choice.into(),
         None if checkpoint.ring_mirrors() => Durability::Mirrored,
         None => {
             let name = &args.name;

@@ -1,8 +1,25 @@
 //! Being asked to end, by a signal.
 
-use std::io;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::{Exit, Failure};
+
+/// Becomes true when this process is asked to end.
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    on_end(move || stopped.store(true, Ordering::Relaxed))
+        .map_err(|e| Failure::new(Exit::Failed, format_args!("listening to signals: {e}")))?;
+    Ok(stop)
+}
 
 /// Calls `act` once, on a thread of its own, when this process is asked to end: so that everything
 /// is put in order first.

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::server::Policy;
+use crate::{client::Durability, server::Policy};
 
 /// The shortest time between two looks.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -152,6 +152,20 @@ pub enum DurabilityChoice {
     Local,
     /// Survives the node
     Mirrored,
+}
+
+impl From<DurabilityChoice> for Durability {
+    fn from(choice: DurabilityChoice) -> Self {
+        match choice {
+            DurabilityChoice::Local => Self::Local,
+            DurabilityChoice::Mirrored => Self::Mirrored,
+        }
+    }
+}
+
+/// As it is written on a command line.
+pub fn text_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// `--log-format`.

@@ -228,12 +228,11 @@ impl View {
     /// Who was known here and is not in `next`, of which everything else is complete.
     fn departed_after(&self, next: &View) -> Vec<NodeId> {
         let mut known: BTreeMap<&Name, u64> = BTreeMap::new();
-        let owners = self.holders.iter().map(|h| &h.owner);
-        for id in self.everybody().map(|m| &m.id).chain(owners).chain(&self.departed) {
+        for id in self.lives() {
             let last = known.entry(&id.name).or_default();
             *last = id.incarnation.max(*last);
         }
-        for id in next.everybody().map(|m| &m.id).chain(next.holders.iter().map(|h| &h.owner)) {
+        for id in next.lives() {
             known.remove(&id.name);
         }
         let life = |(name, incarnation): (&Name, u64)| NodeId { name: name.clone(), incarnation };

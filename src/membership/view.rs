@@ -151,9 +151,13 @@ impl View {
     /// The newest life of a node that this view knows, be it gone: a message of that one or of an
     /// older one may still be on its way, and must not bring it back.
     pub fn newest_life(&self, name: &Name) -> Option<&NodeId> {
+        self.lives().filter(|id| id.name == *name).max_by_key(|id| id.incarnation)
+    }
+
+    /// Every life that this view knows, be it gone; some several times.
+    pub(super) fn lives(&self) -> impl Iterator<Item = &NodeId> {
         let owners = self.holders.iter().map(|h| &h.owner);
-        let known = self.everybody().map(|m| &m.id).chain(owners).chain(&self.departed);
-        known.filter(|id| id.name == *name).max_by_key(|id| id.incarnation)
+        self.everybody().map(|m| &m.id).chain(owners).chain(&self.departed)
     }
 
     /// Whether `node` votes on the next view.

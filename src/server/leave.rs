@@ -134,10 +134,7 @@ impl Node {
         // On disk before anything else: a restart must not take this copy for the present one.
         self.set_held(name, Held::Superseded, Some(heir.id.clone()))?;
         self.disown(name.clone(), Condition::Stopping).await?;
-        let meta = self.owned.borrow().get(name).map(|owned| owned.meta.clone());
-        if let Some(meta) = meta {
-            self.tell_holders(&meta, &heir.id).await;
-        }
+        self.tell_holders(name, &heir.id).await;
         self.tell_heir(name, heir).await?;
         tracing::info!(checkpoint = %name, heir = %heir.id, "handed over");
         Ok(())

@@ -181,7 +181,7 @@ impl Node {
     /// about earlier views.
     pub(super) fn confirm_sync(self: &Rc<Self>) {
         let Some(present) = self.view().map(|view| view.number) else { return };
-        let oldest = {
+        let view = {
             let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
             // What this life gave up stays where it was mirrored until its taker has mirrors.
             let of_this_life = owned.iter().filter(|(_, o)| o.meta.ended.is_none());
@@ -191,8 +191,7 @@ impl Node {
             });
             views.min().unwrap_or(present)
         };
-        if oldest > 0 {
-            let view = oldest;
+        if view > 0 {
             self.membership_event(Event::SyncConfirmed { owner: self.id(), view });
         }
     }

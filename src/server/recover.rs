@@ -48,6 +48,20 @@ fn was_of(meta: &Meta, life: &NodeId) -> bool {
     meta.held == Held::Superseded && meta.ended == Some(life.incarnation)
 }
 
+/// A copy that this node owns or owned. The mark of one that was taken up may be its former owner's.
+fn own_copy(owned: &Owned, taken_up: bool) -> FencedCopy {
+    let Meta { name, epoch, .. } = &owned.meta;
+    let mark = owned.region.mark().ok().filter(|mark| taken_up || mark.epoch >= *epoch);
+    FencedCopy {
+        name: name.clone(),
+        mark: mark.map(|mark| mark.view),
+        version: owned.region.newest_by_record().map_or(0, |found| found.record.sequence),
+        epoch: *epoch,
+        taken_up,
+        given_to: None,
+    }
+}
+
 impl Node {
     /// What a new view asks of this node.
     pub(super) async fn after_view_change(self: Rc<Self>) {
@@ -125,7 +139,7 @@ impl Node {
         let left = view.owner(owner).map_or(0, |h| h.left);
         let later = |h: &&OwnerHolders| h.left > left;
         for gone in view.holders.iter().filter(later) {
-            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, left).await {
+            if self.is_lost(gone, view, left).await {
                 // Which names are meant is known: others can be made.
                 if self.rehomed.borrow_mut().insert(owner.clone()) {
                     let lost = &gone.owner;
@@ -146,18 +160,16 @@ impl Node {
         let (mut done, mut kept_back) = (true, false);
         for name in names {
             // The last to take it up had the right to. Whatever came of it there, it is no older.
-            let of_name = answers().flat_map(|f| {
-                f.copies.iter().filter(|c| c.name == *name).map(|copy| (copy, &f.by))
-            });
-            let newest = of_name.max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
-            if let Some((_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
+            let of_name: Vec<(&FencedCopy, &Member)> = answers()
+                .flat_map(|f| f.copies.iter().map(|copy| (copy, &f.by)))
+                .filter(|(copy, _)| copy.name == *name)
+                .collect();
+            let newest = of_name.iter().max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
+            if let Some(&(_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
                 homes.insert(name.clone(), by.clone());
                 continue;
             }
-            let of_name = answers().flat_map(|f| &f.copies).filter(|c| c.name == *name);
-            let given: Vec<(&NodeId, Option<u64>)> =
-                of_name.filter_map(|c| Some((c.given_to.as_ref()?, c.mark))).collect();
-            if let Some(lost) = self.lost_without_trace(&given, view).await {
+            if let Some(lost) = self.lost_without_trace(&of_name, view).await {
                 if told.insert(name.clone()) {
                     let checkpoint = name;
                     tracing::warn!(%checkpoint, %owner, %lost, "given to a node that is lost: kept back");
@@ -250,16 +262,17 @@ impl Node {
         fenced
     }
 
-    /// Of those to whom a checkpoint was given, and since when, one that is lost with all that it had.
+    /// Of those to whom the owner of these copies gave them, one that is lost with all that it had.
     async fn lost_without_trace(
         self: &Rc<Self>,
-        given: &[(&NodeId, Option<u64>)],
+        copies: &[(&FencedCopy, &Member)],
         view: &View,
     ) -> Option<NodeId> {
-        for (next, since) in given {
-            let Some(gone) = view.owner(next).filter(|_| self.is_unsettled(next)) else { continue };
-            if !self.leaves_traces(gone, view, since.unwrap_or(0)).await {
-                return Some((*next).clone());
+        for (copy, _) in copies {
+            let next = copy.given_to.as_ref().and_then(|next| view.owner(next));
+            let Some(gone) = next else { continue };
+            if self.is_lost(gone, view, copy.mark.unwrap_or(0)).await {
+                return Some(gone.owner.clone());
             }
         }
         None
@@ -279,6 +292,16 @@ impl Node {
             Ok(Reply::Kept { copies, complete }) => Some(Fenced { by, copies, complete }),
             _ => None,
         }
+    }
+
+    /// Whether an owner is not recovered, and what it had from view `since` on is known to nobody.
+    pub(super) async fn is_lost(
+        self: &Rc<Self>,
+        gone: &OwnerHolders,
+        view: &View,
+        since: u64,
+    ) -> bool {
+        self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await
     }
 
     /// Whether what a lost owner had from view `since` on is known to somebody: to one of each run of
@@ -305,22 +328,10 @@ impl Node {
     pub(super) fn copies_of_ended(&self, life: &NodeId) -> (Vec<FencedCopy>, bool) {
         let owned = self.owned.borrow();
         let all = || owned.iter().filter(|(_, o)| was_of(&o.meta, life));
-        let counts = |o: &Owned| self.is_of_ended(&o.meta, life) && o.damaged.is_none();
-        let copy = |(name, o): (&Name, &Owned)| {
-            let version = o.region.newest_by_record().map_or(0, |found| found.record.sequence);
-            let mark = o.region.mark().ok().filter(|mark| mark.epoch >= o.meta.epoch);
-            let (name, mark) = (name.clone(), mark.map(|mark| mark.view));
-            let (epoch, taken_up, given_to) = (o.meta.epoch, false, None);
-            FencedCopy { name, mark, version, epoch, taken_up, given_to }
-        };
-        let copies = all().filter(|(_, o)| counts(o)).map(copy);
+        let counts = |o: &Owned| self.may_go_on(&o.meta) && o.damaged.is_none();
+        let copies = all().filter(|(_, o)| counts(o)).map(|(_, o)| own_copy(o, false));
         let copies = copies.chain(self.taken_up_from(life)).collect();
         (copies, all().all(|(_, o)| counts(o)))
-    }
-
-    /// Whether a copy was that life's when the life ended, and nobody else's since.
-    fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
-        was_of(meta, life) && self.may_go_on(meta)
     }
 
     /// Whether a copy was an ended life's, and nobody else's since: who was to have it next is there
@@ -343,15 +354,7 @@ impl Node {
         let counts = |o: &Owned| o.meta.taken_from.contains(owner) && o.damaged.is_none();
         let owned = self.owned.borrow();
         let adopted = owned.iter().filter(|(_, o)| counts(o));
-        let copy = |(name, o): (&Name, &Owned)| FencedCopy {
-            name: name.clone(),
-            mark: o.region.mark().ok().map(|mark| mark.view),
-            version: o.region.newest_by_record().map_or(0, |found| found.record.sequence),
-            epoch: o.meta.epoch,
-            taken_up: true,
-            given_to: None,
-        };
-        adopted.map(copy).collect()
+        adopted.map(|(_, o)| own_copy(o, true)).collect()
     }
 
     /// Whether an owner left the ring and all that it had is recovered.

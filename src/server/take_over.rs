@@ -185,7 +185,7 @@ impl Node {
             // On disk before anything else: a restart must not take this copy for the present one.
             self.set_held(&name, Held::Superseded, Some(to.clone()))?;
             self.disown(name.clone(), Condition::Fenced).await?;
-            self.tell_holders(&meta, &to).await;
+            self.tell_holders(&name, &to).await;
         }
         tracing::info!(checkpoint = %name, %to, path = %path.display(), "given up");
         // By its record: the peer verifies it, and fails rather than fall back to an older one.
@@ -196,8 +196,9 @@ impl Node {
 
     /// Tells whoever may hold mirrors of a checkpoint who has it next, as far as they can be asked now.
     /// It matters only if both that one and this node are lost.
-    pub(super) async fn tell_holders(self: &Rc<Self>, meta: &Meta, to: &NodeId) {
-        let Some(view) = self.view() else { return };
+    pub(super) async fn tell_holders(self: &Rc<Self>, name: &Name, to: &NodeId) {
+        let meta = self.owned.borrow().get(name).map(|owned| owned.meta.clone());
+        let (Some(view), Some(meta)) = (self.view(), meta) else { return };
         let me = self.id();
         let holders = view.holders_of(&me).iter().flat_map(|run| &run.holders);
         let holders: BTreeSet<&NodeId> = holders.collect();

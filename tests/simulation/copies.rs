@@ -113,7 +113,7 @@ impl Server {
 
     pub(crate) fn confirm_sync(self: &Rc<Self>) {
         let Some(present) = self.view().map(|view| view.number) else { return };
-        let oldest = {
+        let view = {
             let (owned, synced) = (self.owned.borrow(), self.synced_views.borrow());
             // What this life gave up stays where it was mirrored until its taker has mirrors.
             let of_this_life = owned.iter().filter(|(_, o)| o.kept.meta.ended.is_none());
@@ -123,8 +123,7 @@ impl Server {
             });
             views.min().unwrap_or(present)
         };
-        if oldest > 0 {
-            let view = oldest;
+        if view > 0 {
             self.event(Event::SyncConfirmed { owner: self.id(), view });
         }
     }

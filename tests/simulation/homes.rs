@@ -98,7 +98,7 @@ impl Server {
         let left = view.owner(owner).map_or(0, |h| h.left);
         let later = |h: &&OwnerHolders| h.left > left;
         for gone in view.holders.iter().filter(later) {
-            if self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, left).await {
+            if self.is_lost(gone, view, left).await {
                 return Ok(false);
             }
         }
@@ -113,19 +113,17 @@ impl Server {
         let (mut done, mut kept_back) = (true, false);
         for name in names {
             // The last to take it up had the right to. Whatever came of it there, it is no older.
-            let of_name = answers().flat_map(|f| {
-                f.copies.iter().filter(|c| c.name == *name).map(|copy| (copy, &f.by))
-            });
-            let newest = of_name.max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
-            if let Some((_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
+            let of_name: Vec<(&FencedCopy, &Member)> = answers()
+                .flat_map(|f| f.copies.iter().map(|copy| (copy, &f.by)))
+                .filter(|(copy, _)| copy.name == *name)
+                .collect();
+            let newest = of_name.iter().max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
+            if let Some(&(_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
                 self.world.log(|| format!("{}: {name} of {owner} went to {}", self.id(), by.id));
                 homes.insert(name.clone(), by.clone());
                 continue;
             }
-            let of_name = answers().flat_map(|f| &f.copies).filter(|c| c.name == *name);
-            let given: Vec<(&NodeId, Option<u64>)> =
-                of_name.filter_map(|c| Some((c.given_to.as_ref()?, c.mark))).collect();
-            if self.lost_without_trace(&given, view).await {
+            if self.lost_without_trace(&of_name, view).await {
                 kept_back = true;
                 continue;
             }
@@ -203,6 +201,11 @@ impl Server {
         fenced
     }
 
+    /// Whether an owner is not recovered, and what it had from view `since` on is known to nobody.
+    async fn is_lost(self: &Rc<Self>, gone: &OwnerHolders, view: &View, since: u64) -> bool {
+        self.is_unsettled(&gone.owner) && !self.leaves_traces(gone, view, since).await
+    }
+
     /// Whether what a lost owner had from view `since` on is known to somebody: to one of each run of
     /// its holders since then, or to a later life of its own. Such a life has its memory.
     async fn leaves_traces(self: &Rc<Self>, gone: &OwnerHolders, view: &View, since: u64) -> bool {
@@ -217,15 +220,16 @@ impl Server {
             || self.ask_owner(&gone.owner, view).await.is_some()
     }
 
-    /// Whether one of those to whom a checkpoint was given, and since when, is lost with all that it had.
+    /// Whether one of those to whom the owner of these copies gave them is lost with all that it had.
     async fn lost_without_trace(
         self: &Rc<Self>,
-        given: &[(&NodeId, Option<u64>)],
+        copies: &[(&FencedCopy, &Member)],
         view: &View,
     ) -> bool {
-        for (next, since) in given {
-            let Some(gone) = view.owner(next).filter(|_| self.is_unsettled(next)) else { continue };
-            if !self.leaves_traces(gone, view, since.unwrap_or(0)).await {
+        for (copy, _) in copies {
+            let next = copy.given_to.as_ref().and_then(|next| view.owner(next));
+            let Some(gone) = next else { continue };
+            if self.is_lost(gone, view, copy.mark.unwrap_or(0)).await {
                 return true;
             }
         }
@@ -253,22 +257,10 @@ impl Server {
     pub(crate) fn copies_of_ended(&self, life: &NodeId) -> (Vec<FencedCopy>, bool) {
         let owned = self.owned.borrow();
         let all = || owned.iter().filter(|(_, o)| was_of(&o.kept.meta, life));
-        let counts = |o: &Owned| self.is_of_ended(&o.kept.meta, life);
-        let copy = |(name, o): (&Name, &Owned)| {
-            let version = o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence);
-            let mark = o.kept.region.mark().ok().filter(|mark| mark.epoch >= o.kept.meta.epoch);
-            let (name, mark) = (name.clone(), mark.map(|mark| mark.view));
-            let (epoch, taken_up, given_to) = (o.kept.meta.epoch, false, None);
-            FencedCopy { name, mark, version, epoch, taken_up, given_to }
-        };
-        let copies = all().filter(|(_, o)| counts(o)).map(copy);
+        let counts = |o: &Owned| self.may_go_on(&o.kept.meta);
+        let copies = all().filter(|(_, o)| counts(o)).map(|(name, o)| own_copy(name, o, false));
         let copies = copies.chain(self.taken_up_from(life)).collect();
         (copies, all().all(|(_, o)| counts(o)))
-    }
-
-    /// Whether a copy was that life's when the life ended, and nobody else's since.
-    fn is_of_ended(&self, meta: &Meta, life: &NodeId) -> bool {
-        was_of(meta, life) && self.may_go_on(meta)
     }
 
     /// Whether a copy was an ended life's, and nobody else's since.
@@ -290,15 +282,7 @@ impl Server {
         let counts = |meta: &Meta| meta.taken_from.contains(owner);
         let owned = self.owned.borrow();
         let adopted = owned.iter().filter(|(_, o)| counts(&o.kept.meta));
-        let copy = |(name, o): (&Name, &Owned)| FencedCopy {
-            name: name.clone(),
-            mark: o.kept.region.mark().ok().map(|mark| mark.view),
-            version: o.kept.region.newest_by_record().map_or(0, |f| f.record.sequence),
-            epoch: o.kept.meta.epoch,
-            taken_up: true,
-            given_to: None,
-        };
-        adopted.map(copy).collect()
+        adopted.map(|(name, o)| own_copy(name, o, true)).collect()
     }
 
     /// Whether an owner left the ring and all that it had is recovered.
@@ -677,7 +661,7 @@ impl Server {
         if !repeated {
             self.supersede(&name, Some(to.clone()));
             self.clone().disown(name.clone()).await;
-            self.tell_holders(&name, &meta, to).await;
+            self.tell_holders(&name, to).await;
         }
         let owned = self.owned.borrow();
         let region = &owned.get(&name).ok_or(Failure::Unavailable)?.kept.region;
@@ -693,8 +677,8 @@ impl Server {
     }
 
     /// Tells whoever may hold mirrors of a checkpoint who has it next, as far as they can be asked.
-    async fn tell_holders(self: &Rc<Self>, name: &Name, meta: &Meta, to: &NodeId) {
-        let Some(view) = self.view() else { return };
+    async fn tell_holders(self: &Rc<Self>, name: &Name, to: &NodeId) {
+        let (Some(view), Some(meta)) = (self.view(), self.meta_of(name)) else { return };
         let me = self.id();
         let holders = view.holders_of(&me).iter().flat_map(|run| &run.holders);
         let told = holders.filter_map(|holder| view.member(holder)).map(|holder| {
@@ -769,9 +753,7 @@ impl Server {
         }
         self.supersede(name, Some(heir.id.clone()));
         self.clone().disown(name.clone()).await;
-        if let Some(meta) = self.meta_of(name) {
-            self.tell_holders(name, &meta, &heir.id).await;
-        }
+        self.tell_holders(name, &heir.id).await;
         self.tell_heir(name, heir).await
     }
 
@@ -819,6 +801,20 @@ pub(crate) fn home_of(at: usize) -> Name {
 /// for it.
 fn was_of(meta: &Meta, life: &NodeId) -> bool {
     meta.superseded && meta.ended == Some(life.incarnation)
+}
+
+/// A copy that this node owns or owned. The mark of one that was taken up may be its former owner's.
+fn own_copy(name: &Name, owned: &Owned, taken_up: bool) -> FencedCopy {
+    let Kept { meta, region } = &owned.kept;
+    let mark = region.mark().ok().filter(|mark| taken_up || mark.epoch >= meta.epoch);
+    FencedCopy {
+        name: name.clone(),
+        mark: mark.map(|mark| mark.view),
+        version: region.newest_by_record().map_or(0, |found| found.record.sequence),
+        epoch: meta.epoch,
+        taken_up,
+        given_to: None,
+    }
 }
 
 /// The ring members besides `me` that are not leaving.
