@@ -248,7 +248,8 @@ fn a_fence_in_the_middle_of_a_read_refuses_what_is_left<N: Network>() {
         let refused = done.iter().position(|done| done.2.is_err());
         // The fake network may have carried all of them already.
         if let Some(refused) = refused {
-            assert_eq!(done[refused].2, Err(WorkError::Fenced));
+            let why = done[refused].2.unwrap_err();
+            assert!(N::CUT_READ.contains(&why), "{why:?}");
             ring.closed(0, link.near);
         }
         ring.nodes[1].deregister(ring.memories[1]).unwrap();

@@ -185,7 +185,7 @@ pub enum WorkError {
     #[error("a segment lies outside the peer's memory")]
     RemoteBounds,
     /// The responder did not acknowledge, however often the request was sent; what it did is
-    /// unknown.
+    /// unknown. Soft-RoCE answers this for a read that was fenced while its bytes travelled.
     #[error("the peer does not answer: its node, its network device or the way to it is down")]
     Unreachable,
     /// The local device gave up the request; what it did is unknown.

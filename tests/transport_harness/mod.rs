@@ -48,6 +48,8 @@ pub trait Network {
     fn told(why: WorkError) -> WorkError {
         why
     }
+    /// What the fence of a read may be told as whose first bytes came.
+    const CUT_READ: &'static [WorkError] = &[WorkError::Fenced];
 }
 
 /// One listener for each node, as the server has.
@@ -128,6 +130,9 @@ impl Network for VerbsNetwork {
     const QUIET_STEPS: usize = 2_000;
     const PATIENCE: Duration = Duration::from_secs(30);
     const CHECKS_TERMS: bool = false;
+    // Soft-RoCE numbers its refusal as the read's first packet. A requester that is further ignores
+    // that as old, and sends again to a queue pair that is at its end.
+    const CUT_READ: &'static [WorkError] = &[WorkError::Fenced, WorkError::Unreachable];
 
     fn new() -> Self {
         Self
