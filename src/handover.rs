@@ -28,7 +28,7 @@ use std::{
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::{
-    commit::{Extent, RANGES_MAX, Stale, VERSION_MAX, Version},
+    commit::{Extent, Parts, RANGES_MAX, Stale, VERSION_MAX, Version, words_of},
     region::{layout::Layout, mapping::Mapping},
 };
 
@@ -46,11 +46,39 @@ const ENTRY_HEAD_BYTES: usize = 64;
 
 /// Submissions that can wait for the server.
 pub const ENTRIES: u64 = 16;
-/// Bytes of the hand-over file.
-pub const HANDOVER_BYTES: u64 = ENTRIES_AT + ENTRIES * ENTRY_BYTES as u64;
-
 const _: () = assert!(ENTRY_HEAD_BYTES + 16 * RANGES_MAX == ENTRY_BYTES);
+/// In place of the number of ranges: all changed.
 const EVERYTHING: u32 = u32::MAX;
+/// In place of the number of ranges: the map of blocks says it.
+const BLOCKS: u32 = u32::MAX - 1;
+
+/// Bytes of the hand-over file for a region with this layout.
+pub fn bytes_for(layout: &Layout) -> u64 {
+    ENTRIES_AT + ENTRIES * Entry::bytes(layout)
+}
+
+/// Where a submission lies: its head and ranges, and behind them room for a map of blocks.
+struct Entry {
+    at: u64,
+    words: usize,
+}
+
+impl Entry {
+    fn new(layout: &Layout, index: u64) -> Self {
+        let at = ENTRIES_AT + (index % ENTRIES) * Self::bytes(layout);
+        Self { at, words: words_of(layout.capacity()) }
+    }
+
+    fn bytes(layout: &Layout) -> u64 {
+        ENTRY_BYTES as u64 + (8 * words_of(layout.capacity()) as u64).next_multiple_of(64)
+    }
+
+    /// Where the words of the map lie.
+    fn map(&self) -> impl Iterator<Item = u64> {
+        let begin = self.at + ENTRY_BYTES as u64;
+        (0..self.words as u64).map(move |word| begin + 8 * word)
+    }
+}
 
 /// What the server says of the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +93,6 @@ pub enum Condition {
     Violation,
     /// The server is stopping; attach again when it is back.
     Stopping,
-}
-
-impl Default for Submission {
-    fn default() -> Self {
-        Self { version: 0, slot: 0, len: 0, changed: Stale::nothing(), urgent: false }
-    }
 }
 
 impl Condition {
@@ -108,6 +130,13 @@ pub struct Submission {
     pub changed: Stale,
     /// A client waits for the mirror: do not collect more first.
     pub urgent: bool,
+}
+
+impl Submission {
+    /// A place for submissions of a payload of up to `capacity` bytes.
+    pub fn new(capacity: u64) -> Self {
+        Self { version: 0, slot: 0, len: 0, changed: Stale::nothing(capacity), urgent: false }
+    }
 }
 
 /// Nonsense found in the memory of a client.
@@ -151,34 +180,36 @@ impl Shared {
     }
 }
 
-/// Makes a fresh hand-over file whose size nobody can change.
-pub fn create() -> io::Result<OwnedFd> {
+/// Makes a fresh hand-over file, for a region with this layout, whose size nobody can change.
+pub fn create(layout: &Layout) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = memfd_create("ringkeep-handover", flags)?;
-    ftruncate(&fd, HANDOVER_BYTES)?;
+    ftruncate(&fd, bytes_for(layout))?;
     // A client that shrank the file would make the server's next look a SIGBUS.
     fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
 }
 
-fn map(fd: OwnedFd) -> io::Result<Shared> {
-    Ok(Shared(Arc::new(Mapping::new(&File::from(fd), HANDOVER_BYTES as usize)?)))
+fn map(fd: OwnedFd, layout: &Layout) -> io::Result<Shared> {
+    Ok(Shared(Arc::new(Mapping::new(&File::from(fd), bytes_for(layout) as usize)?)))
 }
 
 /// The client's side.
 #[derive(Debug)]
 pub struct Producer {
     shared: Shared,
+    layout: Layout,
     submitted: u64,
 }
 
 impl Producer {
-    /// Maps a hand-over file that the server just made.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { shared: map(fd)?, submitted: 0 })
+    /// Maps a hand-over file that the server just made for a region with this layout.
+    pub fn new(fd: OwnedFd, layout: Layout) -> io::Result<Self> {
+        Ok(Self { shared: map(fd, &layout)?, layout, submitted: 0 })
     }
 
-    /// Hands a version over. False, with nothing done, when the ring is full.
+    /// Hands a version over; `changed` is of the layout's capacity. False, with nothing done, when the
+    /// ring is full.
     pub fn submit(
         &mut self,
         version: Version,
@@ -191,19 +222,26 @@ impl Producer {
         if self.submitted.wrapping_sub(consumed) >= ENTRIES {
             return false;
         }
-        let at = entry(self.submitted);
+        let entry = Entry::new(&self.layout, self.submitted);
         let put = |offset: usize, bytes: &[u8]| {
-            // Inside by the assertion on HANDOVER_BYTES; `Producer::new` mapped all of it.
-            let _ = self.shared.0.write_at(at + offset as u64, bytes);
+            // Inside: `Producer::new` mapped all entries.
+            let _ = self.shared.0.write_at(entry.at + offset as u64, bytes);
         };
-        let ranges = if changed.is_everything() {
-            EVERYTHING
-        } else {
-            for (i, e) in changed.extents().iter().enumerate() {
-                put(ENTRY_HEAD_BYTES + 16 * i, &e.start.to_le_bytes());
-                put(ENTRY_HEAD_BYTES + 16 * i + 8, &e.end.to_le_bytes());
+        let ranges = match changed.parts() {
+            Parts::Everything => EVERYTHING,
+            Parts::Extents(extents) => {
+                for (i, e) in extents.iter().enumerate() {
+                    put(ENTRY_HEAD_BYTES + 16 * i, &e.start.to_le_bytes());
+                    put(ENTRY_HEAD_BYTES + 16 * i + 8, &e.end.to_le_bytes());
+                }
+                extents.len() as u32
             }
-            changed.extents().len() as u32
+            Parts::Blocks(words) => {
+                for (at, word) in entry.map().zip(words) {
+                    self.shared.word(at).store(*word, Ordering::Relaxed);
+                }
+                BLOCKS
+            }
         };
         put(0, &version.to_le_bytes());
         put(8, &len.to_le_bytes());
@@ -282,18 +320,20 @@ impl Producer {
 #[derive(Debug)]
 pub struct Consumer {
     shared: Shared,
+    layout: Layout,
     consumed: u64,
     last: Version,
 }
 
 impl Consumer {
-    /// Maps a file made by [`create`] for a client whose newest version is `last`.
-    pub fn new(fd: OwnedFd, last: Version) -> io::Result<Self> {
-        Ok(Self { shared: map(fd)?, consumed: 0, last })
+    /// Maps a file made by [`create`] with this layout, for a client whose newest version is `last`.
+    pub fn new(fd: OwnedFd, layout: Layout, last: Version) -> io::Result<Self> {
+        Ok(Self { shared: map(fd, &layout)?, layout, consumed: 0, last })
     }
 
-    /// Takes the next submission into `out`. False when there is none. Does not allocate.
-    pub fn next(&mut self, layout: &Layout, out: &mut Submission) -> Result<bool, Violation> {
+    /// Takes the next submission into `out`, which is of the layout's capacity. False when there is
+    /// none. Does not allocate.
+    pub fn next(&mut self, out: &mut Submission) -> Result<bool, Violation> {
         // SYNC POINT: pairs with the release store in `Producer::submit`.
         let submitted = self.shared.word(SUBMITTED_AT).load(Ordering::Acquire);
         if submitted == self.consumed {
@@ -303,9 +343,11 @@ impl Consumer {
             return Err(Violation::Index { submitted, consumed: self.consumed });
         }
         let mut bytes = [0; ENTRY_BYTES];
+        let entry = Entry::new(&self.layout, self.consumed);
         // Inside: `Consumer::new` mapped all entries.
-        let _ = self.shared.0.read_at(entry(self.consumed), &mut bytes);
-        parse(&bytes, layout, out)?;
+        let _ = self.shared.0.read_at(entry.at, &mut bytes);
+        let map = entry.map().map(|at| self.shared.word(at).load(Ordering::Relaxed));
+        parse(&bytes, map, &self.layout, out)?;
         if out.version <= self.last {
             return Err(Violation::Version { found: out.version, last: self.last });
         }
@@ -366,12 +408,9 @@ impl Consumer {
     }
 }
 
-fn entry(index: u64) -> u64 {
-    ENTRIES_AT + (index % ENTRIES) * ENTRY_BYTES as u64
-}
-
 fn parse(
     bytes: &[u8; ENTRY_BYTES],
+    map: impl Iterator<Item = u64>,
     layout: &Layout,
     out: &mut Submission,
 ) -> Result<(), Violation> {
@@ -384,6 +423,10 @@ fn parse(
     }
     if ranges == EVERYTHING {
         out.changed.set_everything();
+    } else if ranges == BLOCKS {
+        if !out.changed.set_blocks(map) {
+            return Err(Violation::Shape);
+        }
     } else if ranges as usize <= RANGES_MAX {
         out.changed.clear();
         for i in 0..ranges as usize {
@@ -407,40 +450,62 @@ mod tests {
 
     use super::*;
 
-    fn pair() -> (Producer, Consumer, Layout) {
-        let fd = create().unwrap();
+    const CAPACITY: u64 = 1 << 20;
+
+    fn pair() -> (Producer, Consumer) {
+        let layout = Layout::new(CAPACITY, 2).unwrap();
+        let fd = create(&layout).unwrap();
         let other = fd.try_clone().unwrap();
-        let producer = Producer::new(fd).unwrap();
-        (producer, Consumer::new(other, 0).unwrap(), Layout::new(10_000, 2).unwrap())
+        (Producer::new(fd, layout).unwrap(), Consumer::new(other, layout, 0).unwrap())
+    }
+
+    fn everything() -> Stale {
+        Stale::everything(CAPACITY)
     }
 
     #[test]
     fn a_submission_arrives_as_it_was_sent() {
-        let (mut producer, mut consumer, layout) = pair();
-        let mut changed = Stale::nothing();
+        let (mut producer, mut consumer) = pair();
+        let mut changed = Stale::nothing(CAPACITY);
         changed.insert(5, 10);
         changed.insert(100, 9_999);
         assert!(producer.submit(1, 1, 9_999, &changed, true));
-        let mut got = Submission::default();
-        assert_eq!(consumer.next(&layout, &mut got), Ok(true));
+        let mut got = Submission::new(CAPACITY);
+        assert_eq!(consumer.next(&mut got), Ok(true));
         assert_eq!(got, Submission { version: 1, slot: 1, len: 9_999, changed, urgent: true });
-        assert_eq!(consumer.next(&layout, &mut got), Ok(false));
+        assert_eq!(consumer.next(&mut got), Ok(false));
+    }
+
+    #[test]
+    fn scattered_changes_arrive_as_a_map_in_every_entry() {
+        let (mut producer, mut consumer) = pair();
+        let mut got = Submission::new(CAPACITY);
+        for version in 1..=2 * ENTRIES {
+            let mut changed = Stale::nothing(CAPACITY);
+            for block in (version % 3..CAPACITY / 4096).step_by(3) {
+                changed.insert(block * 4096 + 1, block * 4096 + 2);
+            }
+            assert!(matches!(changed.parts(), Parts::Blocks(_)));
+            assert!(producer.submit(version, 0, CAPACITY, &changed, false));
+            assert_eq!(consumer.next(&mut got), Ok(true));
+            assert_eq!(got.changed, changed);
+        }
     }
 
     #[test]
     fn a_full_ring_refuses_and_goes_on_when_the_server_took_one() {
-        let (mut producer, mut consumer, layout) = pair();
+        let (mut producer, mut consumer) = pair();
         for version in 1..=ENTRIES {
-            assert!(producer.submit(version, 0, 1, &Stale::everything(), false));
+            assert!(producer.submit(version, 0, 1, &everything(), false));
         }
-        assert!(!producer.submit(ENTRIES + 1, 0, 1, &Stale::everything(), false));
-        assert_eq!(consumer.next(&layout, &mut Submission::default()), Ok(true));
-        assert!(producer.submit(ENTRIES + 1, 0, 1, &Stale::everything(), false));
+        assert!(!producer.submit(ENTRIES + 1, 0, 1, &everything(), false));
+        assert_eq!(consumer.next(&mut Submission::new(CAPACITY)), Ok(true));
+        assert!(producer.submit(ENTRIES + 1, 0, 1, &everything(), false));
     }
 
     #[test]
     fn a_slot_is_never_written_and_read_at_once() {
-        let (producer, consumer, _) = pair();
+        let (producer, consumer) = pair();
         assert!(producer.begin_writing(1));
         assert!(!consumer.pin(1), "it is being written");
         assert!(consumer.pin(0));
@@ -453,38 +518,38 @@ mod tests {
 
     #[test]
     fn garbage_in_the_ring_is_a_violation_and_no_crash() {
-        let (producer, mut consumer, layout) = pair();
+        let (producer, mut consumer) = pair();
         producer.shared.word(SUBMITTED_AT).store(1 << 40, Ordering::Release);
         assert!(matches!(
-            consumer.next(&layout, &mut Submission::default()),
+            consumer.next(&mut Submission::new(CAPACITY)),
             Err(Violation::Index { .. })
         ));
         producer.shared.word(SUBMITTED_AT).store(u64::MAX, Ordering::Release);
         assert!(matches!(
-            consumer.next(&layout, &mut Submission::default()),
+            consumer.next(&mut Submission::new(CAPACITY)),
             Err(Violation::Index { .. })
         ));
     }
 
     #[test]
     fn a_version_is_not_accepted_twice() {
-        let (mut producer, mut consumer, layout) = pair();
-        producer.submit(3, 0, 1, &Stale::everything(), false);
-        producer.submit(3, 0, 1, &Stale::everything(), false);
-        let mut got = Submission::default();
-        assert_eq!(consumer.next(&layout, &mut got), Ok(true));
-        assert_eq!(consumer.next(&layout, &mut got), Err(Violation::Version { found: 3, last: 3 }));
+        let (mut producer, mut consumer) = pair();
+        producer.submit(3, 0, 1, &everything(), false);
+        producer.submit(3, 0, 1, &everything(), false);
+        let mut got = Submission::new(CAPACITY);
+        assert_eq!(consumer.next(&mut got), Ok(true));
+        assert_eq!(consumer.next(&mut got), Err(Violation::Version { found: 3, last: 3 }));
     }
 
     #[test]
     fn nobody_can_change_the_size_of_the_file() {
-        let fd = create().unwrap();
+        let fd = create(&Layout::new(CAPACITY, 2).unwrap()).unwrap();
         assert!(ftruncate(&fd, 0).is_err());
     }
 
     proptest! {
         #[test]
-        fn what_is_believed_fits_the_region(bytes in prop::collection::vec(any::<u8>(), ENTRY_BYTES), small in any::<bool>()) {
+        fn what_is_believed_fits_the_region(bytes in prop::collection::vec(any::<u8>(), ENTRY_BYTES), map in any::<u64>(), small in any::<bool>()) {
             let layout = Layout::new(10_000, 3).unwrap();
             let mut entry: [u8; ENTRY_BYTES] = bytes.try_into().unwrap();
             if small {
@@ -492,10 +557,18 @@ mod tests {
                 entry[8..24].fill(0);
                 entry[20] %= RANGES_MAX as u8;
             }
-            let mut s = Submission::default();
-            if parse(&entry, &layout, &mut s).is_ok() {
-                prop_assert!(s.slot < 3 && s.len <= 10_000);
-                prop_assert!(s.changed.extents().iter().all(|e| e.end <= 10_000));
+            for blocks in [false, true] {
+                if blocks {
+                    entry[20..24].copy_from_slice(&BLOCKS.to_le_bytes());
+                }
+                let mut s = Submission::new(10_000);
+                if parse(&entry, [map].into_iter(), &layout, &mut s).is_ok() {
+                    prop_assert!(s.slot < 3 && s.len <= 10_000);
+                    prop_assert!(!blocks || map < 8);
+                    let mut inside = true;
+                    s.changed.for_each(u64::MAX, |e| inside &= e.end <= 10_000);
+                    prop_assert!(inside);
+                }
             }
         }
     }

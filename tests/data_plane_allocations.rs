@@ -134,17 +134,18 @@ async fn a_mirrored_commit_allocates_nothing() {
     })
     .unwrap();
     assert!(matches!(notices.recv().await, Some(Notice::Synced { .. })));
-    let file = handover::create().unwrap();
-    let consumer = Consumer::new(file.try_clone().unwrap(), 0).unwrap();
+    let layout = *mine.layout();
+    let file = handover::create(&layout).unwrap();
+    let consumer = Consumer::new(file.try_clone().unwrap(), layout, 0).unwrap();
     let flags = EventfdFlags::NONBLOCK;
     let (doorbell, wake) = (eventfd(0, flags).unwrap(), eventfd(0, flags).unwrap());
     let ring = doorbell.try_clone().unwrap();
     let attachment = Attachment { consumer, doorbell, wake };
     let attach = |reply| Command::Attach { name, attachment, reply };
     assert!(near.ask(attach).await.unwrap());
-    let mut producer = Producer::new(file).unwrap();
+    let mut producer = Producer::new(file, layout).unwrap();
 
-    let mut changed = Stale::nothing();
+    let mut changed = Stale::nothing(layout.capacity());
     let mut commit = |version: u64| {
         let slot = (version % 2) as usize;
         let extent = Extent { start: (version % 15) * 4096, end: (version % 15) * 4096 + 100 };

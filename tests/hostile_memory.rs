@@ -13,7 +13,7 @@ use common::{
     raw::{Attached, Raw},
     writer::{self, Writer},
 };
-use ringkeep::{Client, Durability, Options, handover::HANDOVER_BYTES, protocol::FailureKind};
+use ringkeep::{Client, Durability, Options, handover::bytes_for, protocol::FailureKind};
 
 const SEED: u64 = 0xbad;
 const CAPACITY: u64 = 50_000;
@@ -109,12 +109,18 @@ struct Entry {
     slot: u32,
     ranges: u32,
     first: (u64, u64),
+    /// The first word of the map of blocks.
+    map: u64,
 }
 
-const HONEST: Entry = Entry { version: 1, len: 10, slot: 0, ranges: 1, first: (0, 10) };
+const HONEST: Entry = Entry { version: 1, len: 10, slot: 0, ranges: 1, first: (0, 10), map: 0 };
+
+fn entry_bytes(client: &Attached) -> u64 {
+    (client.ring.len() - ENTRIES_AT) / 16
+}
 
 fn submit(client: &Attached, index: u64, entry: &Entry) {
-    let at = ENTRIES_AT + index % 16 * 1024;
+    let at = ENTRIES_AT + index % 16 * entry_bytes(client);
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&entry.version.to_le_bytes());
     bytes.extend_from_slice(&entry.len.to_le_bytes());
@@ -123,6 +129,8 @@ fn submit(client: &Attached, index: u64, entry: &Entry) {
     bytes.resize(64, 0xff);
     bytes.extend_from_slice(&entry.first.0.to_le_bytes());
     bytes.extend_from_slice(&entry.first.1.to_le_bytes());
+    bytes.resize(1024, 0);
+    bytes.extend_from_slice(&entry.map.to_le_bytes());
     client.ring.write_at(at, &bytes).unwrap();
     set_u64(client, SUBMITTED_AT, index + 1);
     client.knock();
@@ -139,7 +147,8 @@ fn wild_entries_end_the_attachment_of_their_writer_alone() {
         Entry { slot: 2, ..HONEST },
         Entry { slot: u32::MAX, ..HONEST },
         Entry { ranges: 61, ..HONEST },
-        Entry { ranges: u32::MAX - 1, ..HONEST },
+        Entry { ranges: u32::MAX - 2, ..HONEST },
+        Entry { ranges: u32::MAX - 1, map: u64::MAX, ..HONEST },
         Entry { first: (10, 10), ..HONEST },
         Entry { first: (11, 10), ..HONEST },
         Entry { first: (0, CAPACITY + 1), ..HONEST },
@@ -252,7 +261,7 @@ fn the_servers_own_words_are_not_believed() {
     stage.goes_on();
     // Everything at once, again and again.
     for _ in 0..50 {
-        let garbage: Vec<u8> = (0..HANDOVER_BYTES).map(|_| random.next() as u8).collect();
+        let garbage: Vec<u8> = (0..client.ring.len()).map(|_| random.next() as u8).collect();
         client.ring.write_at(0, &garbage).unwrap();
         client.knock();
     }
@@ -285,7 +294,8 @@ fn a_doorbell_that_never_stops_keeps_nobody_else_waiting() {
 fn the_hand_over_memory_keeps_its_size() {
     let mut stage = Stage::new();
     let client = stage.attach("sealed");
-    for size in [0, 1, 4096, HANDOVER_BYTES - 1, HANDOVER_BYTES + 1, 1 << 40] {
+    let bytes = bytes_for(&client.opened.layout);
+    for size in [0, 1, 4096, bytes - 1, bytes + 1, 1 << 40] {
         assert!(client.handover.set_len(size).is_err(), "{size}");
     }
     stage.goes_on();

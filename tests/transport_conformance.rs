@@ -33,7 +33,7 @@ fn a_write_of_many_segments_places_each_one<N: Network>() {
     let link = ring.link(0, 1, Access::Write);
     let (source, mut expected) = (ring.fill(0, 1), ring.fill(1, 2));
     let segments: Vec<_> = (0..SEGMENTS_MAX as u64)
-        .map(|i| seg(i * 1000 + 3, (255 - i) * 900 + 1, 1 + i * 3))
+        .map(|i| seg(i * 1000 + 3, (SEGMENTS_MAX as u64 - i) * 900 + 1, 1 + i % 290 * 3))
         .collect();
     copy(&source, &mut expected, &segments);
     ring.write(&link, 1, &segments).unwrap();

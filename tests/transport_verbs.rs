@@ -81,7 +81,7 @@ fn a_commit_is_one_doorbell_and_one_completion() {
         for (capacity, pieces) in [(64, 1), (4096, 1), (1 << 20, 3), (4 << 20, 3)] {
             let layout = Layout::new(capacity, 2).unwrap();
             let mut out = Vec::new();
-            segments(&layout, 0, 1, capacity, &Stale::everything(), &mut out);
+            segments(&layout, 0, 1, capacity, &Stale::everything(capacity), &mut out);
             let bytes = out.iter().map(|s| s.len).sum();
             for round in 0..3 {
                 let before = pair.owner.counts();

@@ -80,7 +80,8 @@ impl Checkpoint {
         let region = Region::new(Arc::new(mapping), opened.layout, opened.identity)
             .map_err(|_| RequestError::Unexpected)?;
         let len = region.newest_by_record().map_or(0, |found| found.record.len);
-        let slots = Slots::new(&region.versions(), len);
+        let capacity = region.layout().capacity();
+        let slots = Slots::new(capacity, &region.versions(), len);
         Ok(Self {
             name,
             region,
@@ -90,7 +91,7 @@ impl Checkpoint {
             submitted: slots.version(),
             slots,
             update: None,
-            unsubmitted: Stale::nothing(),
+            unsubmitted: Stale::nothing(capacity),
             urgent: 0,
             timeout,
             ring_mirrors: opened.mirrored,
@@ -406,14 +407,14 @@ impl Checkpoint {
     fn rehash(&self, slot: usize, len: u64) {
         let chunk_bytes = self.region.layout().chunk_bytes();
         let mut done = 0; // bytes below this have their checksum
-        for extent in self.slots.changed().extents() {
+        self.slots.changed().for_each(|extent| {
             let start = extent.start.max(done);
             if start < extent.end {
                 // SAFETY: `begin` claimed the slot; see `slice_mut`.
                 unsafe { self.region.rehash(slot, Extent { start, end: extent.end }, len) };
                 done = extent.end.next_multiple_of(chunk_bytes);
             }
-        }
+        });
     }
 
     /// Hands the newest version over, if the ring has room; else a later call does.

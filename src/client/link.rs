@@ -82,7 +82,7 @@ impl Link {
         };
         let Descriptors { region, handover, doorbell, wake } =
             Descriptors::new(descriptors).ok_or(RequestError::Unexpected)?;
-        let producer = Producer::new(handover)?;
+        let producer = Producer::new(handover, opened.layout)?;
         let link = Self { name, socket, stream, doorbell, wake, spin, tried: None, producer };
         Ok((link, opened, region))
     }

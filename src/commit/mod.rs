@@ -8,14 +8,16 @@
 //! Source: Liang, Wang, Fan, Fang 2010, section on the update of two copies; the rules are those
 //! of `docs/protocol.md`, "Update".
 
+mod blocks;
 mod ranges;
 mod record;
 mod segments;
 mod slots;
 
-pub use ranges::{Extent, RANGES_MAX, RangeSet, Stale};
+pub use blocks::{BLOCKS_MAX, block_bytes, words_of};
+pub use ranges::{Extent, Parts, RANGES_MAX, RangeSet, Stale};
 pub use record::{RECORD_BYTES, Record, RecordError};
-pub use segments::{SEGMENTS_PER_VERSION_MAX, SINGLE_WRITE_BYTES_MAX, segments};
+pub use segments::{RUNS_MAX, SEGMENTS_PER_VERSION_MAX, SINGLE_WRITE_BYTES_MAX, segments};
 pub use slots::{Slots, Working};
 
 /// A checkpoint's version number, also called its sequence: 1, 2, 3, …; 0 is "nothing yet".

@@ -1,8 +1,7 @@
 //! From what is stale to what travels.
 
-use super::Stale;
+use super::{RANGES_MAX, RECORD_BYTES, Stale};
 use crate::{
-    commit::{RANGES_MAX, RECORD_BYTES},
     region::layout::Layout,
     transport::{SEGMENTS_MAX, Segment},
 };
@@ -10,9 +9,13 @@ use crate::{
 /// A version whose slot uses at most this many bytes travels as one single write.
 pub const SINGLE_WRITE_BYTES_MAX: u64 = 16 << 10;
 
-/// Most segments that one version can need: its ranges, their entries in the table, the record.
-pub const SEGMENTS_PER_VERSION_MAX: usize = 2 * RANGES_MAX + 1;
+/// Most runs of changed bytes that travel apart; of more, those with the smallest gaps travel as one.
+pub const RUNS_MAX: usize = 4094;
+
+/// Most segments that one version can need: its runs, their entries in the table, the record.
+pub const SEGMENTS_PER_VERSION_MAX: usize = RUNS_MAX + 2;
 const _: () = assert!(SEGMENTS_PER_VERSION_MAX <= SEGMENTS_MAX);
+const _: () = assert!(2 * RANGES_MAX < SEGMENTS_PER_VERSION_MAX);
 const _: () = assert!(RECORD_BYTES == 64);
 
 /// Fills `out` with what must be written so that remote slot `to`, stale by `stale`, holds what
@@ -36,11 +39,18 @@ pub fn segments(
         push(0, whole);
         return;
     }
-    stale.for_each(len, |e| push(layout.payload_in_slot() + e.start, e.len()));
+    let mut runs = 0;
+    stale.for_each_of_at_most(RUNS_MAX, len, |e| {
+        push(layout.payload_in_slot() + e.start, e.len());
+        runs += 1;
+    });
+    // The table is short against many runs: then it travels as one piece.
+    let apart = if runs > RANGES_MAX { 1 } else { RANGES_MAX };
+    let chunk_bytes = layout.chunk_bytes();
     let mut done = 0; // chunks below this one have their table entry in a segment already
-    stale.for_each(len, |e| {
-        let first = (e.start / layout.chunk_bytes()).max(done);
-        let end = e.end.div_ceil(layout.chunk_bytes());
+    stale.for_each_of_at_most(apart, len, |e| {
+        let first = (e.start / chunk_bytes).max(done);
+        let end = e.end.div_ceil(chunk_bytes);
         if first < end {
             push(layout.table_in_slot() + 8 * first, 8 * (end - first));
             done = end;
@@ -57,7 +67,7 @@ mod tests {
     fn a_small_checkpoint_is_one_single_write() {
         let layout = Layout::new(4096, 2).unwrap();
         let mut out = Vec::new();
-        segments(&layout, 0, 1, 4096, &Stale::everything(), &mut out);
+        segments(&layout, 0, 1, 4096, &Stale::everything(4096), &mut out);
         assert_eq!(out.len(), 1);
         assert_eq!(out[0].local, layout.slot(0));
         assert_eq!(out[0].remote, layout.slot(1));
@@ -67,7 +77,7 @@ mod tests {
     #[test]
     fn only_what_changed_travels_and_the_record_comes_last() {
         let layout = Layout::new(1 << 20, 2).unwrap();
-        let mut set = Stale::nothing();
+        let mut set = Stale::nothing(1 << 20);
         set.insert(100, 164);
         set.insert(500_000, 500_008);
         let mut out = Vec::new();
@@ -76,5 +86,24 @@ mod tests {
         assert_eq!(out.len(), 5);
         assert_eq!(bytes, 64 + 8 + 2 * 8 + layout.head_bytes());
         assert_eq!(out[4], Segment { local: layout.slot(0), remote: layout.slot(0), len: 128 });
+    }
+
+    #[test]
+    fn scattered_blocks_travel_apart_and_never_in_too_many_pieces() {
+        let capacity = 256 << 20;
+        let layout = Layout::new(capacity, 2).unwrap();
+        let mut out = Vec::new();
+        let mut bytes_of_every = |nth: u64| {
+            let mut stale = Stale::nothing(capacity);
+            let blocks = (0..capacity / 4096).step_by(nth as usize);
+            blocks.for_each(|block| stale.insert(block * 4096, block * 4096 + 4096));
+            segments(&layout, 0, 1, capacity, &stale, &mut out);
+            assert!(out.len() <= SEGMENTS_PER_VERSION_MAX);
+            out.iter().map(|s| s.len).sum::<u64>()
+        };
+        assert!(bytes_of_every(100) < capacity / 98);
+        assert!(bytes_of_every(16) < capacity / 15);
+        assert!(bytes_of_every(8) < capacity * 2 / 3);
+        assert!(bytes_of_every(2) < capacity + layout.payload_in_slot());
     }
 }

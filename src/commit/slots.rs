@@ -32,13 +32,13 @@ pub struct Working {
 }
 
 impl Slots {
-    /// Slots with these versions in them (0: none), the newest valid one having `len` bytes. What
-    /// the others hold is taken as unknown.
-    pub fn new(versions: &[Version], len: u64) -> Self {
-        let slots =
-            versions.iter().map(|&version| Slot { version, stale: Stale::everything() }).collect();
+    /// Slots for up to `capacity` bytes with these versions in them (0: none), the newest valid one
+    /// having `len` bytes. What the others hold is taken as unknown.
+    pub fn new(capacity: u64, versions: &[Version], len: u64) -> Self {
+        let slot = |&version| Slot { version, stale: Stale::everything(capacity) };
+        let slots = versions.iter().map(slot).collect();
         let newest = (0..versions.len()).max_by_key(|&i| versions[i]).filter(|&i| versions[i] > 0);
-        let mut all = Self { slots, newest, len, changed: RangeSet::new() };
+        let mut all = Self { slots, newest, len, changed: RangeSet::new(capacity) };
         if let Some(i) = newest {
             all.slots[i].stale.clear();
         }
@@ -186,7 +186,7 @@ mod tests {
             ),
         ) {
             let mut model = Model {
-                plan: Slots::new(&vec![0; slots], 64),
+                plan: Slots::new(64, &vec![0; slots], 64),
                 bytes: (0..slots).map(|i| vec![i as u8 + 200; 64]).collect(),
                 versions: vec![0; slots],
                 state: vec![0; 64],
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn after_an_abort_the_good_version_is_not_the_target() {
-        let mut plan = Slots::new(&[0, 0], 0);
+        let mut plan = Slots::new(64, &[0, 0], 0);
         let first = plan.target();
         plan.spoiled(first);
         plan.committed(first, 1);
@@ -215,8 +215,10 @@ mod tests {
 
     #[test]
     fn a_new_length_makes_the_chunk_at_the_old_end_changed() {
-        let mut plan = Slots::new(&[1, 0], 100);
+        let mut plan = Slots::new(200, &[1, 0], 100);
         plan.resize(200);
-        assert_eq!(plan.changed().extents(), &[super::super::Extent { start: 99, end: 200 }]);
+        let mut changed = Vec::new();
+        plan.changed().for_each(|extent| changed.push((extent.start, extent.end)));
+        assert_eq!(changed, [(99, 200)]);
     }
 }

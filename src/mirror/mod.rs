@@ -76,6 +76,8 @@ pub struct Measures {
     pub copies: usize,
     /// How many slots a region has.
     pub slots: usize,
+    /// Largest payload in bytes.
+    pub capacity: u64,
     /// How long versions that nobody waits for are collected before the newest one is sent.
     pub pace_ns: u64,
 }
@@ -208,7 +210,7 @@ impl<H: Clone + Eq> Mirror<H> {
             let known = others.iter().position(|r| r.holder == *holder);
             self.remotes.push(match known {
                 Some(at) => others.remove(at),
-                None => Remote::new(holder.clone(), self.measures.slots),
+                None => Remote::new(holder.clone(), &self.measures),
             });
         }
         self.remotes.iter_mut().for_each(|r| r.wanted = true);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::Measures;
 use crate::commit::{Stale, Version};
 
 /// A work request under way.
@@ -50,10 +51,9 @@ pub(super) struct Remote<H> {
 }
 
 impl<H: Clone> Remote<H> {
-    pub(super) fn new(holder: H, slots: usize) -> Self {
-        let slots = (0..slots)
-            .map(|_| Slot { version: 0, claimed: 0, stale: Stale::everything() })
-            .collect();
+    pub(super) fn new(holder: H, measures: &Measures) -> Self {
+        let slot = |_| Slot { version: 0, claimed: 0, stale: Stale::everything(measures.capacity) };
+        let slots = (0..measures.slots).map(slot).collect();
         Self {
             holder,
             wanted: false,

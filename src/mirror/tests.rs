@@ -57,7 +57,7 @@ impl Holder {
 }
 
 fn mirror(copies: usize) -> Mirror<u8> {
-    Mirror::new(Measures { copies, slots: SLOTS, pace_ns: 0 })
+    Mirror::new(Measures { copies, slots: SLOTS, capacity: 8, pace_ns: 0 })
 }
 
 struct World {
@@ -156,7 +156,7 @@ impl World {
             Step::Submit => {
                 self.version += 1;
                 self.slot = 1 - self.slot;
-                let changed = Stale::everything();
+                let changed = Stale::everything(8);
                 self.mirror.submitted(0, self.version, self.slot, 8, &changed, true);
             }
             Step::Land(h) => {
@@ -201,7 +201,7 @@ impl World {
                 self.mirror = mirror(self.copies);
                 self.tell_view();
                 if self.version > 0 {
-                    let changed = Stale::everything();
+                    let changed = Stale::everything(8);
                     self.mirror.submitted(0, self.version, self.slot, 8, &changed, false);
                 }
             }
@@ -412,7 +412,7 @@ fn a_holder_that_is_the_predecessor_again_is_marked_for_its_new_time() {
 
 #[test]
 fn versions_that_nobody_waits_for_are_collected() {
-    let mut mirror = Mirror::new(Measures { copies: 1, slots: 2, pace_ns: 1_000 });
+    let mut mirror = Mirror::new(Measures { copies: 1, slots: 2, capacity: 8, pace_ns: 1_000 });
     mirror.view_installed(1, 1, &[1u8], |_| true);
     assert_eq!(mirror.next(0), Some(Action::Prepare(1)));
     mirror.prepared(&1, 1, &[0, 0]);
@@ -420,10 +420,10 @@ fn versions_that_nobody_waits_for_are_collected() {
     mirror.mark_posted(0, 1, 1);
     mirror.completed(1, true);
     assert!(matches!(mirror.next(0), Some(Action::Synced { .. })));
-    mirror.submitted(100, 1, 0, 8, &Stale::everything(), false);
+    mirror.submitted(100, 1, 0, 8, &Stale::everything(8), false);
     assert_eq!(mirror.next(100), None);
     assert_eq!(mirror.deadline_ns(), Some(1_100));
-    mirror.submitted(500, 2, 1, 8, &Stale::everything(), false);
+    mirror.submitted(500, 2, 1, 8, &Stale::everything(8), false);
     assert!(matches!(mirror.next(1_100), Some(Action::Post(Post { version: 2, .. }))));
 }
 
@@ -431,7 +431,7 @@ fn versions_that_nobody_waits_for_are_collected() {
 fn the_owner_is_never_its_own_mirror() {
     let mut mirror = mirror(1);
     mirror.view_installed(1, 1, &[], |&h| h == OWNER);
-    mirror.submitted(0, 1, 0, 8, &Stale::everything(), true);
+    mirror.submitted(0, 1, 0, 8, &Stale::everything(8), true);
     assert_eq!(mirror.next(0), None);
     assert_eq!(mirror.protection(), Protection::None);
 }

@@ -379,8 +379,11 @@ impl Node {
     async fn attach(self: &Rc<Self>, name: &Name, file: File) -> Result<Attached, Failure> {
         let system = |e: std::io::Error| internal(&e);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let handover = handover::create().map_err(system)?;
-        let consumer = Consumer::new(handover.try_clone().map_err(system)?, 0).map_err(system)?;
+        let layout = self.owned.borrow().get(name).map(|owned| owned.meta.layout);
+        let layout = layout.ok_or_else(|| no_such(name))?;
+        let handover = handover::create(&layout).map_err(system)?;
+        let servers = handover.try_clone().map_err(system)?;
+        let consumer = Consumer::new(servers, layout, 0).map_err(system)?;
         let doorbell = eventfd(0, flags).map_err(|e| system(e.into()))?;
         let wake = eventfd(0, flags).map_err(|e| system(e.into()))?;
         let attachment = Attachment {

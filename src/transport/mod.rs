@@ -46,7 +46,7 @@ use crate::region::mapping::Mapping;
 /// Most work requests that may be outstanding on one connection.
 pub const WORK_OUTSTANDING_MAX: usize = 64;
 /// Most segments in one work request.
-pub const SEGMENTS_MAX: usize = 256;
+pub const SEGMENTS_MAX: usize = 4096;
 
 /// Which implementation a connection uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ringkeep::{
-    handover::HANDOVER_BYTES,
+    handover,
     protocol::{FailureKind, Opened, Response},
     region::mapping::Mapping,
 };
@@ -117,7 +117,8 @@ impl Raw {
         let [region, handover, doorbell, wake] = <[OwnedFd; 4]>::try_from(descriptors).unwrap();
         let (region, handover) = (File::from(region), File::from(handover));
         let memory = Mapping::new(&region, opened.bytes as usize).unwrap();
-        let ring = Mapping::new(&handover, HANDOVER_BYTES as usize).unwrap();
+        let bytes = handover::bytes_for(&opened.layout);
+        let ring = Mapping::new(&handover, bytes as usize).unwrap();
         Attached { raw: self, opened, region, handover, doorbell, wake, memory, ring }
     }
 }

@@ -94,7 +94,7 @@ pub(crate) struct Owners {
 
 impl Owners {
     pub(crate) fn new(copies: usize, views: Vec<View>, mutant: Option<Mutant>) -> Self {
-        let measures = Measures { copies, slots: SLOTS, pace_ns: 0 };
+        let measures = Measures { copies, slots: SLOTS, capacity: 1, pace_ns: 0 };
         Self { measures, mutant, views, table: RwLock::default() }
     }
 
@@ -158,7 +158,7 @@ impl Owners {
                 server.mirror.view_installed(view.into(), since, &at.predecessors, in_ring);
             }
             Input::Submitted(version) => {
-                let (slot, changed) = (usize::from(version) % SLOTS, Stale::everything());
+                let (slot, changed) = (usize::from(version) % SLOTS, Stale::everything(1));
                 server.mirror.submitted(0, version.into(), slot, 8, &changed, false);
             }
             Input::Prepared { holder, region, versions } => {

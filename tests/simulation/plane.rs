@@ -90,6 +90,7 @@ impl Server {
             let measures = Measures {
                 copies: usize::from(self.world.params.copies),
                 slots: region.layout().slots(),
+                capacity: region.layout().capacity(),
                 pace_ns: PACE.as_nanos() as u64,
             };
             let newest = region.newest_valid();
@@ -98,7 +99,7 @@ impl Server {
                 mirror: Mirror::new(measures),
                 keys: BTreeMap::new(),
                 memory: memory.expect("the simulated transport takes all memory"),
-                slots: Slots::new(&region.versions(), len),
+                slots: Slots::new(region.layout().capacity(), &region.versions(), len),
                 pins: [0; 2],
                 outstanding: 0,
                 leaving: false,
@@ -106,7 +107,7 @@ impl Server {
             };
             if let Some(found) = newest {
                 let (version, slot) = (found.record.sequence, found.slot);
-                let everything = Stale::everything();
+                let everything = Stale::everything(region.layout().capacity());
                 plane.mirror.submitted(self.now_ns(), version, slot, len, &everything, false);
             }
             owned.plane = Some(plane);
@@ -170,7 +171,7 @@ impl Server {
             self.world.oracle.borrow_mut().committed(name, version, self_id, parent);
             self.world.tally.borrow_mut().committed += 1;
             let now_ns = self.world.now.get().0;
-            let everything = Stale::everything();
+            let everything = Stale::everything(region.layout().capacity());
             plane.mirror.submitted(now_ns, version, working.slot, len, &everything, urgent);
         }
         self.drive(name);

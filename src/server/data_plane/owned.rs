@@ -87,7 +87,8 @@ impl Owned {
         copies: usize,
         pace_ns: u64,
     ) -> Self {
-        let mirror = Mirror::new(Measures { copies, slots: region.layout().slots(), pace_ns });
+        let (slots, capacity) = (region.layout().slots(), region.layout().capacity());
+        let mirror = Mirror::new(Measures { copies, slots, capacity, pace_ns });
         Self {
             name,
             region,
@@ -101,7 +102,7 @@ impl Owned {
             leaving: None,
             cut: false,
             pins: [0; 8],
-            submission: Submission::default(),
+            submission: Submission::new(capacity),
         }
     }
 
@@ -109,7 +110,8 @@ impl Owned {
     pub(super) fn found(&mut self, now_ns: u64, newest: Committed) {
         let Committed { version, slot, len } = newest;
         if version > self.mirror.version() {
-            self.mirror.submitted(now_ns, version, slot, len, &Stale::everything(), false);
+            let everything = Stale::everything(self.region.layout().capacity());
+            self.mirror.submitted(now_ns, version, slot, len, &everything, false);
         }
     }
 
@@ -117,7 +119,7 @@ impl Owned {
     pub(super) fn take_submissions(&mut self, now_ns: u64) -> Result<bool, Violation> {
         let Some(attachment) = &mut self.attachment else { return Ok(false) };
         let mut any = false;
-        while attachment.consumer.next(self.region.layout(), &mut self.submission)? {
+        while attachment.consumer.next(&mut self.submission)? {
             let Submission { version, slot, len, changed, urgent } = &self.submission;
             any = true;
             // A client that attached again submits its newest version once more.

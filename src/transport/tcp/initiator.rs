@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Room for the heads of the frames of one system call.
-const HEADS_LEN: usize = 4 * HEAD_LEN_MAX;
+const HEADS_LEN: usize = HEAD_LEN_MAX + (16 << 10);
 
 struct Request {
     work: WorkId,

@@ -8,6 +8,7 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     marker::PhantomData,
+    mem::MaybeUninit,
     os::fd::AsFd,
 };
 
@@ -16,10 +17,10 @@ use rustix::{
     net::{SendAncillaryBuffer, SendFlags, sendmsg},
 };
 
-use crate::{region::mapping::Mapping, transport::SEGMENTS_MAX};
+use crate::region::mapping::Mapping;
 
-/// Room for one request with all its segments, and some small ones.
-const PIECES_MAX: usize = SEGMENTS_MAX + 16;
+/// The system takes no more in one call (`UIO_MAXIOV`).
+const PIECES_MAX: usize = 1024;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -35,7 +36,9 @@ const _: () = assert!(align_of::<IoVec>() == align_of::<IoSliceMut<'_>>());
 
 /// Pieces for one system call. `'a` is the borrow of everything pointed to.
 struct Pieces<'a> {
-    vecs: [IoVec; PIECES_MAX],
+    /// The first `count` are there; the others are left as they were found, since most calls have a
+    /// few pieces.
+    vecs: [MaybeUninit<IoVec>; PIECES_MAX],
     count: usize,
     bytes: usize,
     borrows: PhantomData<&'a mut [u8]>,
@@ -43,15 +46,15 @@ struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     fn new() -> Self {
-        let none = IoVec { base: std::ptr::null_mut(), len: 0 };
-        Self { vecs: [none; PIECES_MAX], count: 0, bytes: 0, borrows: PhantomData }
+        let vecs = [const { MaybeUninit::uninit() }; PIECES_MAX];
+        Self { vecs, count: 0, bytes: 0, borrows: PhantomData }
     }
 
     fn push(&mut self, base: *mut u8, len: usize) -> bool {
         if self.count == PIECES_MAX {
             return false;
         }
-        self.vecs[self.count] = IoVec { base, len };
+        self.vecs[self.count].write(IoVec { base, len });
         self.count += 1;
         self.bytes += len;
         true
@@ -63,8 +66,10 @@ impl<'a> Pieces<'a> {
     /// any access would be.
     fn touch(&self) {
         for vec in &self.vecs[..self.count] {
+            // SAFETY: the first `count` entries are there.
+            let IoVec { base, len } = *unsafe { vec.assume_init_ref() };
             // SAFETY: all entries point to bytes borrowed for `'a`.
-            unsafe { Mapping::touch(vec.base, vec.len) };
+            unsafe { Mapping::touch(base, len) };
         }
     }
 
@@ -95,7 +100,7 @@ impl<'a> Gather<'a> {
     /// Sends what the socket takes without blocking.
     pub(super) fn send(&self, socket: impl AsFd) -> io::Result<usize> {
         // SAFETY: `IoSlice` is guaranteed to have the layout of `struct iovec`, as `IoVec` has;
-        // the entries point to bytes borrowed for `'a`, which outlives this call, and neither the
+        // the first `count` entries are there; they point to bytes borrowed for `'a`, which outlives this call, and neither the
         // standard library nor rustix looks through them: only the kernel reads there, and it does
         // not mind a racing writer.
         let slices = unsafe {

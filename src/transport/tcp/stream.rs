@@ -22,9 +22,9 @@ use super::{
 use crate::region::mapping::Mapping;
 
 /// Small frames and the heads of large ones are received here first; what of a large payload comes
-/// along is copied, so the buffer is kept small against the payloads that matter.
-const INBOX_LEN: usize = 16 << 10;
-const _: () = assert!(INBOX_LEN >= 2 * HEAD_LEN_MAX);
+/// along is copied, so that one call receives little against the payloads that matter.
+const INBOX_CALL_MAX: usize = 16 << 10;
+const INBOX_LEN: usize = HEAD_LEN_MAX + INBOX_CALL_MAX;
 
 /// Most bytes that one `poll` moves on one connection in one direction.
 pub(super) const POLL_BYTES_MAX: u64 = 4 << 20;
@@ -241,7 +241,8 @@ impl Inbox {
             self.end -= self.start;
             self.start = 0;
         }
-        &mut self.bytes[self.end..]
+        let end = self.bytes.len().min(self.end + INBOX_CALL_MAX);
+        &mut self.bytes[self.end..end]
     }
 }
 

@@ -12,7 +12,6 @@ use super::{
     checked, completion_queue::CompletionQueue, event_channel::CmId, handshake::Abilities,
     protection_domain::ProtectionDomain,
 };
-use crate::transport::SEGMENTS_MAX;
 
 /// An unacknowledged packet is sent again after 4.096 us * 2^14 = 67 ms. The connection manager's
 /// own choice of 19 would be 2.1 s.
@@ -172,7 +171,7 @@ unsafe impl Send for Chain {}
 
 impl Chain {
     /// Most pieces of one chain.
-    pub(super) const MAX: usize = SEGMENTS_MAX;
+    pub(super) const MAX: usize = 256;
 
     pub(super) fn new() -> Self {
         Self { requests: Vec::with_capacity(Self::MAX), places: Vec::with_capacity(Self::MAX) }
