@@ -367,3 +367,50 @@ fn a_client_that_leaves_is_noticed_and_one_that_waits_is_not_forgotten() {
     assert_eq!(late.unwrap().version(), 1);
     assert!(started.elapsed() < common::LIMIT);
 }
+
+/// Small and scattered writes, other lengths, updates that are given up: every version is the state,
+/// with every checksum right, here and at the mirror.
+#[test]
+fn whatever_is_written_where_every_version_is_whole_on_both_nodes() {
+    const CAPACITY: u64 = 3 << 20;
+    let ring = Ring::start(2);
+    ring.protected();
+    let client = ring.client(0);
+    let mut checkpoint = client.open("scattered", Options::capacity(CAPACITY)).unwrap();
+    let mut random = Random(5);
+    let mut state = vec![0; 1 << 20];
+    checkpoint.save(&state, Durability::Mirrored).unwrap();
+    for round in 0..60 {
+        let before = state.clone();
+        // Mostly few, sometimes more than are kept to the byte, sometimes nearly everywhere.
+        let writes = [3, 20, 200, 2_000][random.below(4)];
+        for _ in 0..writes {
+            let (at, len) = (random.below(state.len()), 1 + random.below(700));
+            let bytes = vec![random.next() as u8; len.min(state.len() - at)];
+            checkpoint.write_at(at as u64, &bytes).unwrap();
+            state[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        if random.below(4) == 0 {
+            let len = 1 + random.below(CAPACITY as usize);
+            checkpoint.set_len(len as u64).unwrap();
+            state.resize(len, 0);
+        }
+        if random.below(5) == 0 {
+            checkpoint.discard();
+            state = before;
+            continue;
+        }
+        checkpoint.commit(Durability::Mirrored).unwrap();
+        assert!(checkpoint.latest().unwrap().unwrap().bytes() == state, "round {round}");
+        let copies = json(&ring.ok(0, &["verify", "scattered", "--json"]));
+        for copy in copies.as_array().unwrap() {
+            assert_eq!(copy["damage"], serde_json::Value::Null, "round {round}: {copies}");
+            assert_eq!(copy["version"], checkpoint.version(), "round {round}: {copies}");
+        }
+        assert_eq!(copies.as_array().unwrap().len(), 2);
+        if round % 10 == 0 {
+            let fetched = ring.client(1).get(&name("scattered"), None).unwrap();
+            assert!(common::bytes_of(fetched) == state, "round {round}");
+        }
+    }
+}

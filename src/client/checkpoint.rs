@@ -20,6 +20,10 @@ use crate::{
     region::{Region, mapping::Mapping},
 };
 
+/// Bytes that [`Checkpoint::save`] copies before it checksums them: whole chunks, and less than a
+/// core's own cache.
+const SAVED_AT_ONCE: u64 = 64 << 10;
+
 /// A checkpoint that this process writes. Dropping it ends the attachment; what was committed
 /// stays.
 #[derive(Debug)]
@@ -225,12 +229,12 @@ impl Checkpoint {
     pub fn save(&mut self, bytes: &[u8], durability: Durability) -> Result<Version, CommitError> {
         let slot = self.replace(bytes.len() as u64)?;
         let len = bytes.len() as u64;
-        let chunk_bytes = self.region.layout().chunk_bytes();
-        // Chunk by chunk, so that the checksum finds the bytes in the cache.
-        for (i, chunk) in bytes.chunks(chunk_bytes as usize).enumerate() {
-            let start = i as u64 * chunk_bytes;
-            let extent = Extent { start, end: start + chunk.len() as u64 };
-            self.region.write_payload(slot, start, chunk).map_err(WriteError::TooLarge)?;
+        // Piece by piece, so that the checksum finds the bytes in the cache.
+        let piece_bytes = self.region.layout().chunk_bytes().max(SAVED_AT_ONCE);
+        for (i, piece) in bytes.chunks(piece_bytes as usize).enumerate() {
+            let start = i as u64 * piece_bytes;
+            let extent = Extent { start, end: start + piece.len() as u64 };
+            self.region.write_payload(slot, start, piece).map_err(WriteError::TooLarge)?;
             // SAFETY: `replace` claimed the slot; see `slice_mut`.
             unsafe { self.region.rehash(slot, extent, len) };
         }
@@ -384,13 +388,8 @@ impl Checkpoint {
     fn publish(&mut self, urgent: bool) -> Result<Version, CommitError> {
         self.link.check()?;
         let Update { working, hashed } = self.begin(true)?;
-        let (slot, len) = (working.slot, self.slots.len());
-        if !hashed {
-            self.rehash(slot, len);
-        }
         let version = self.slots.version() + 1;
-        // SAFETY: `begin` claimed the slot; see `slice_mut`.
-        unsafe { self.region.publish(slot, self.epoch, version, len) };
+        self.make_version(working, version, hashed);
         self.link.producer.end_writing();
         self.update = None;
         self.unsubmitted.union_ranges(self.slots.changed());
@@ -404,17 +403,24 @@ impl Checkpoint {
         Ok(version)
     }
 
-    fn rehash(&self, slot: usize, len: u64) {
-        let chunk_bytes = self.region.layout().chunk_bytes();
-        let mut done = 0; // bytes below this have their checksum
-        self.slots.changed().for_each(|extent| {
-            let start = extent.start.max(done);
-            if start < extent.end {
-                // SAFETY: `begin` claimed the slot; see `slice_mut`.
-                unsafe { self.region.rehash(slot, Extent { start, end: extent.end }, len) };
-                done = extent.end.next_multiple_of(chunk_bytes);
+    /// Checksums what changed, unless that is done, and writes the record.
+    fn make_version(&self, working: Working, version: Version, hashed: bool) {
+        let (slot, len, changed) = (working.slot, self.slots.len(), self.slots.changed());
+        if let (false, Some(source)) = (hashed, working.source) {
+            // SAFETY: `begin` claimed the slot; see `slice_mut`. The source is the newest version's,
+            // which nobody writes.
+            let root = unsafe { self.region.rehash_changed(source, slot, changed, len) };
+            if let Ok(root) = root {
+                self.region.publish_root(slot, self.epoch, version, len, root);
+                return;
             }
-        });
+        }
+        if !hashed {
+            // SAFETY: `begin` claimed the slot; see `slice_mut`.
+            unsafe { self.region.rehash(slot, Extent { start: 0, end: len }, len) };
+        }
+        // SAFETY: `begin` claimed the slot; see `slice_mut`.
+        unsafe { self.region.publish(slot, self.epoch, version, len) };
     }
 
     /// Hands the newest version over, if the ring has room; else a later call does.

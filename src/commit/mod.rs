@@ -11,12 +11,14 @@
 mod blocks;
 mod ranges;
 mod record;
+mod root;
 mod segments;
 mod slots;
 
 pub use blocks::{BLOCKS_MAX, block_bytes, words_of};
 pub use ranges::{Extent, Parts, RANGES_MAX, RangeSet, Stale};
 pub use record::{RECORD_BYTES, Record, RecordError};
+pub use root::Root;
 pub use segments::{RUNS_MAX, SEGMENTS_PER_VERSION_MAX, SINGLE_WRITE_BYTES_MAX, segments};
 pub use slots::{Slots, Working};
 

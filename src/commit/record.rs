@@ -9,7 +9,7 @@ use super::{VERSION_MAX, Version};
 pub const RECORD_BYTES: usize = 64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RKcr");
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 const CHECKSUM_AT: usize = 56;
 
 /// What a slot holds. The byte layout is drawn in `docs/layout.md`.
@@ -25,7 +25,7 @@ pub struct Record {
     pub sequence: Version,
     /// Payload length in bytes.
     pub len: u64,
-    /// Checksum of the chunk table, which holds the payload's checksums.
+    /// [`Root`](super::Root) of the chunk table, which holds the payload's checksums.
     pub root: u64,
 }
 

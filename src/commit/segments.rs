@@ -1,6 +1,6 @@
 //! From what is stale to what travels.
 
-use super::{RANGES_MAX, RECORD_BYTES, Stale};
+use super::{RECORD_BYTES, Stale};
 use crate::{
     region::layout::Layout,
     transport::{SEGMENTS_MAX, Segment},
@@ -10,12 +10,13 @@ use crate::{
 pub const SINGLE_WRITE_BYTES_MAX: u64 = 16 << 10;
 
 /// Most runs of changed bytes that travel apart; of more, those with the smallest gaps travel as one.
-pub const RUNS_MAX: usize = 4094;
+pub const RUNS_MAX: usize = 3071;
+/// The same of the chunk table, which is short against the payload.
+const TABLE_RUNS_MAX: usize = 1024;
 
 /// Most segments that one version can need: its runs, their entries in the table, the record.
-pub const SEGMENTS_PER_VERSION_MAX: usize = RUNS_MAX + 2;
+pub const SEGMENTS_PER_VERSION_MAX: usize = RUNS_MAX + TABLE_RUNS_MAX + 1;
 const _: () = assert!(SEGMENTS_PER_VERSION_MAX <= SEGMENTS_MAX);
-const _: () = assert!(2 * RANGES_MAX < SEGMENTS_PER_VERSION_MAX);
 const _: () = assert!(RECORD_BYTES == 64);
 
 /// Fills `out` with what must be written so that remote slot `to`, stale by `stale`, holds what
@@ -39,16 +40,10 @@ pub fn segments(
         push(0, whole);
         return;
     }
-    let mut runs = 0;
-    stale.for_each_of_at_most(RUNS_MAX, len, |e| {
-        push(layout.payload_in_slot() + e.start, e.len());
-        runs += 1;
-    });
-    // The table is short against many runs: then it travels as one piece.
-    let apart = if runs > RANGES_MAX { 1 } else { RANGES_MAX };
+    stale.for_each_of_at_most(RUNS_MAX, len, |e| push(layout.payload_in_slot() + e.start, e.len()));
     let chunk_bytes = layout.chunk_bytes();
     let mut done = 0; // chunks below this one have their table entry in a segment already
-    stale.for_each_of_at_most(apart, len, |e| {
+    stale.for_each_of_at_most(TABLE_RUNS_MAX, len, |e| {
         let first = (e.start / chunk_bytes).max(done);
         let end = e.end.div_ceil(chunk_bytes);
         if first < end {
@@ -102,8 +97,8 @@ mod tests {
             out.iter().map(|s| s.len).sum::<u64>()
         };
         assert!(bytes_of_every(100) < capacity / 98);
-        assert!(bytes_of_every(16) < capacity / 15);
-        assert!(bytes_of_every(8) < capacity * 2 / 3);
+        assert!(bytes_of_every(22) < capacity / 20);
+        assert!(bytes_of_every(12) < capacity * 2 / 3);
         assert!(bytes_of_every(2) < capacity + layout.payload_in_slot());
     }
 }

@@ -23,7 +23,7 @@ use self::{
     layout::{COMMIT_WORD_IN_SLOT, Layout, MARK_AT, MARK_BYTES},
     mapping::{Mapping, OutOfBounds},
 };
-use crate::commit::{Extent, RECORD_BYTES, Record, RecordError, Version};
+use crate::commit::{Extent, RECORD_BYTES, RangeSet, Record, RecordError, Root, Version};
 
 /// Whose region it is: a slot's record must name both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -111,7 +111,7 @@ impl Region {
     /// The record of a slot, if the slot claims to hold a version. The payload is not looked at.
     pub fn record(&self, slot: usize) -> Result<Record, SlotError> {
         let at = self.layout.slot(slot);
-        // SYNC POINT: pairs with the release store in `publish`.
+        // SYNC POINT: pairs with the release store in `publish_root`.
         let word = self.mapping.atomic_u64(at + COMMIT_WORD_IN_SLOT).load(Ordering::Acquire);
         if word == 0 {
             return Err(SlotError::Unfinished);
@@ -126,7 +126,7 @@ impl Region {
     /// The version that a slot holds by its commit word; 0 while it is being written.
     pub fn commit_word(&self, slot: usize) -> Version {
         let at = self.layout.slot(slot) + COMMIT_WORD_IN_SLOT;
-        // SYNC POINT: pairs with the release store in `publish`, and with `invalidate`.
+        // SYNC POINT: pairs with the release store in `publish_root`, and with `invalidate`.
         self.mapping.atomic_u64(at).load(Ordering::SeqCst)
     }
 
@@ -184,13 +184,64 @@ impl Region {
     pub unsafe fn rehash(&self, slot: usize, extent: Extent, len: u64) {
         let chunk_bytes = self.layout.chunk_bytes();
         for chunk in extent.start / chunk_bytes..extent.end.min(len).div_ceil(chunk_bytes) {
-            let start = chunk * chunk_bytes;
-            let at = self.layout.payload(slot) + start;
-            // SAFETY: the caller is the slot's only writer and does not write during this call.
-            let bytes = unsafe { self.mapping.quiet_slice(at, chunk_bytes.min(len - start)) };
-            let checksum = XxHash3_64::oneshot(bytes.expect("inside: `new` checked the layout"));
-            self.write(self.layout.table(slot) + 8 * chunk, &checksum.to_le_bytes());
+            // SAFETY: the caller's promise.
+            unsafe { self.rehash_chunk(slot, chunk, len) };
         }
+    }
+
+    /// Recomputes the table entries of the chunks that `changed` touches, in a slot that holds the
+    /// state of `source` but for that; answers the root of the table. Every chunk that either payload
+    /// has and the other lacks must be touched, too.
+    ///
+    /// # Errors
+    /// The source holds no version; nothing was changed.
+    ///
+    /// # Safety
+    /// As [`Region::rehash`], for both slots.
+    pub unsafe fn rehash_changed(
+        &self,
+        source: usize,
+        slot: usize,
+        changed: &RangeSet,
+        len: u64,
+    ) -> Result<Root, SlotError> {
+        let before = self.record(source)?;
+        let mut root = Root::from_word(before.root);
+        let (chunks_before, chunks) = (self.layout.chunks(before.len), self.layout.chunks(len));
+        let mut next = 0; // the chunks below are done
+        changed.for_each(|extent| {
+            let first = (extent.start / self.layout.chunk_bytes()).max(next);
+            next = extent.end.div_ceil(self.layout.chunk_bytes()).max(next);
+            for chunk in first..next {
+                if chunk < chunks_before {
+                    root.remove(chunk, self.entry(source, chunk));
+                }
+                if chunk < chunks {
+                    // SAFETY: the caller's promise.
+                    root.add(chunk, unsafe { self.rehash_chunk(slot, chunk, len) });
+                }
+            }
+        });
+        Ok(root)
+    }
+
+    /// # Safety
+    /// As [`Region::rehash`].
+    unsafe fn rehash_chunk(&self, slot: usize, chunk: u64, len: u64) -> u64 {
+        let chunk_bytes = self.layout.chunk_bytes();
+        let start = chunk * chunk_bytes;
+        let at = self.layout.payload(slot) + start;
+        // SAFETY: the caller is the slot's only writer and does not write during this call.
+        let bytes = unsafe { self.mapping.quiet_slice(at, chunk_bytes.min(len - start)) };
+        let checksum = XxHash3_64::oneshot(bytes.expect("inside: `new` checked the layout"));
+        self.write(self.layout.table(slot) + 8 * chunk, &checksum.to_le_bytes());
+        checksum
+    }
+
+    fn entry(&self, slot: usize, chunk: u64) -> u64 {
+        let mut entry = [0; 8];
+        self.read(self.layout.table(slot) + 8 * chunk, &mut entry);
+        u64::from_le_bytes(entry)
     }
 
     /// Writes the record and, last, the commit word: the version exists from here on.
@@ -201,9 +252,21 @@ impl Region {
         let chunks = self.layout.chunks(len);
         // SAFETY: the caller is the slot's only writer and does not write during this call.
         let table = unsafe { self.mapping.quiet_slice(self.layout.table(slot), 8 * chunks) };
-        let root = XxHash3_64::oneshot(table.expect("inside: `new` checked the layout"));
+        let root = Root::of(table.expect("inside: `new` checked the layout"));
+        self.publish_root(slot, epoch, sequence, len, root)
+    }
+
+    /// As [`Region::publish`], for a chunk table whose root is known.
+    pub fn publish_root(
+        &self,
+        slot: usize,
+        epoch: u64,
+        sequence: Version,
+        len: u64,
+        root: Root,
+    ) -> Record {
         let Identity { checkpoint, generation } = self.identity;
-        let record = Record { checkpoint, epoch, generation, sequence, len, root };
+        let record = Record { checkpoint, epoch, generation, sequence, len, root: root.word() };
         let at = self.layout.slot(slot);
         self.write(at, &record.encode());
         // SYNC POINT: pairs with the acquire load in `record`.
@@ -296,7 +359,7 @@ pub fn verify_parts(
     };
     let mut table = vec![0; 8 * layout.chunks(record.len) as usize];
     read(table_at, &mut table)?;
-    if XxHash3_64::oneshot(&table) != record.root {
+    if Root::of(&table).word() != record.root {
         return Err(SlotError::Table { version });
     }
     let mut bounce = vec![0; BOUNCE_BYTES.min(record.len as usize)];

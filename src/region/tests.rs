@@ -76,3 +76,49 @@ fn payload_offsets_are_checked_against_the_capacity_not_the_mapping() {
     assert!(region.write_payload(0, 100, &[1]).is_err());
     assert!(region.read_payload(0, u64::MAX, &mut [0; 2]).is_err());
 }
+
+#[test]
+fn a_version_made_of_what_changed_is_the_one_that_a_whole_look_gives() {
+    let region = region(40_000);
+    let mut bytes = vec![1; 20_000];
+    commit(&region, 0, 1, &bytes);
+    // Inside, over the end of a chunk, longer, shorter by chunks, and nothing at all.
+    let updates: [(&[(u64, u64)], u64); 5] = [
+        (&[(5, 6)], 20_000),
+        (&[(4000, 9000), (9001, 9002), (19_999, 20_000)], 20_000),
+        (&[(19_999, 33_000)], 33_000),
+        (&[(99, 100), (9_999, 33_000)], 10_000),
+        (&[], 10_000),
+    ];
+    for (version, (ranges, len)) in (2..).zip(updates) {
+        let (source, slot) = ((version % 2) as usize, 1 - (version % 2) as usize);
+        bytes.resize(len as usize, 0);
+        let mut changed = RangeSet::new(40_000);
+        for &(start, end) in ranges {
+            changed.insert(start, end);
+            bytes[start.min(len) as usize..end.min(len) as usize].fill(version as u8);
+        }
+        region.invalidate(slot);
+        region.bring_up_to_date(source, slot, Extent { start: 0, end: 40_000 });
+        region.write_payload(slot, 0, &bytes).unwrap();
+        // SAFETY: the test is the region's only user.
+        let root = unsafe { region.rehash_changed(source, slot, &changed, len) }.unwrap();
+        let record = region.publish_root(slot, 1, version, len, root);
+        assert_eq!(region.verify(slot), Ok(record), "version {version}");
+        assert_eq!(region.newest_valid(), Some(Found { slot, record }));
+    }
+}
+
+#[test]
+fn a_table_that_was_damaged_before_does_not_become_right_by_a_commit() {
+    let region = region(40_000);
+    commit(&region, 0, 1, &[1; 40_000]);
+    region.mapping().write_at(region.layout().table(0) + 8, &[1, 2, 3]).unwrap();
+    region.bring_up_to_date(0, 1, Extent { start: 0, end: 40_000 });
+    let mut changed = RangeSet::new(40_000);
+    changed.insert(20_000, 20_001);
+    // SAFETY: the test is the region's only user.
+    let root = unsafe { region.rehash_changed(0, 1, &changed, 40_000) }.unwrap();
+    region.publish_root(1, 1, 2, 40_000, root);
+    assert_eq!(region.verify(1), Err(SlotError::Table { version: 2 }));
+}
