@@ -32,14 +32,16 @@ use crate::{
     region::{layout::Layout, mapping::Mapping},
 };
 
+// What one side writes and the other waits for has a cache line of its own. What the server says
+// shares one: whoever reads a word of it mostly wants the others, too. Two lines are fetched at once.
 const SUBMITTED_AT: u64 = 0;
-const CONSUMED_AT: u64 = 64;
-const SERVER_ASLEEP_AT: u64 = 128;
-const CLIENT_ASLEEP_AT: u64 = 192;
-const WRITING_AT: u64 = 256;
-const PINNED_AT: u64 = 320;
-const MIRRORED_AT: u64 = 384;
-const CONDITION_AT: u64 = 392;
+const WRITING_AT: u64 = 128;
+const CLIENT_ASLEEP_AT: u64 = 132;
+const CONSUMED_AT: u64 = 256;
+const MIRRORED_AT: u64 = 264;
+const PINNED_AT: u64 = 272;
+const CONDITION_AT: u64 = 276;
+const SERVER_ASLEEP_AT: u64 = 280;
 const ENTRIES_AT: u64 = 4096;
 const ENTRY_BYTES: usize = 1024;
 const ENTRY_HEAD_BYTES: usize = 64;
@@ -200,12 +202,14 @@ pub struct Producer {
     shared: Shared,
     layout: Layout,
     submitted: u64,
+    /// What the server had taken when this side looked last.
+    consumed: u64,
 }
 
 impl Producer {
     /// Maps a hand-over file that the server just made for a region with this layout.
     pub fn new(fd: OwnedFd, layout: Layout) -> io::Result<Self> {
-        Ok(Self { shared: map(fd, &layout)?, layout, submitted: 0 })
+        Ok(Self { shared: map(fd, &layout)?, layout, submitted: 0, consumed: 0 })
     }
 
     /// Hands a version over; `changed` is of the layout's capacity. False, with nothing done, when the
@@ -218,9 +222,11 @@ impl Producer {
         changed: &Stale,
         urgent: bool,
     ) -> bool {
-        let consumed = self.shared.word(CONSUMED_AT).load(Ordering::Acquire);
-        if self.submitted.wrapping_sub(consumed) >= ENTRIES {
-            return false;
+        if self.submitted.wrapping_sub(self.consumed) >= ENTRIES {
+            self.consumed = self.shared.word(CONSUMED_AT).load(Ordering::Acquire);
+            if self.submitted.wrapping_sub(self.consumed) >= ENTRIES {
+                return false;
+            }
         }
         let entry = Entry::new(&self.layout, self.submitted);
         let put = |offset: usize, bytes: &[u8]| {

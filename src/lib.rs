@@ -40,6 +40,7 @@ pub mod server;
 pub mod cluster_key;
 pub mod name;
 pub mod paths;
+mod pause;
 pub mod protocol;
 
 #[cfg(feature = "cli")]

@@ -20,9 +20,9 @@ const CAPACITY: u64 = 50_000;
 
 // As in docs/layout.md.
 const SUBMITTED_AT: u64 = 0;
-const CONSUMED_AT: u64 = 64;
-const WRITING_AT: u64 = 256;
-const CONDITION_AT: u64 = 392;
+const CONSUMED_AT: u64 = 256;
+const WRITING_AT: u64 = 128;
+const CONDITION_AT: u64 = 276;
 const ENTRIES_AT: u64 = 4096;
 const VIOLATION: u32 = 3;
 

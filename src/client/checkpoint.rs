@@ -217,8 +217,7 @@ impl Checkpoint {
     pub fn discard(&mut self) {
         if self.update.take().is_some() {
             self.link.producer.end_writing();
-            let newest = self.slots.newest().and_then(|slot| self.region.record(slot).ok());
-            self.slots.abandoned(newest.map_or(0, |record| record.len));
+            self.slots.abandoned();
         }
     }
 
@@ -252,13 +251,19 @@ impl Checkpoint {
     /// locally and will be mirrored when the ring is whole again. Any other error: nothing was
     /// committed.
     pub fn commit(&mut self, durability: Durability) -> Result<Version, CommitError> {
-        let deadline = Instant::now() + self.timeout;
-        let version = self.publish(durability == Durability::Mirrored)?;
         match durability {
-            Durability::Local => self.stay_attached(),
-            Durability::Mirrored => self.wait_mirrored(version, deadline)?,
+            Durability::Local => {
+                let version = self.publish(false)?;
+                self.stay_attached();
+                Ok(version)
+            }
+            Durability::Mirrored => {
+                let deadline = Instant::now() + self.timeout;
+                let version = self.publish(true)?;
+                self.wait_mirrored(version, deadline)?;
+                Ok(version)
+            }
         }
-        Ok(version)
     }
 
     /// Commits as [`Checkpoint::commit`] with [`Durability::Mirrored`] does, but does not wait:
@@ -429,12 +434,10 @@ impl Checkpoint {
         if version == self.submitted {
             return;
         }
-        if let Some(slot) = self.slots.newest()
-            && let Ok(record) = self.region.record(slot)
-        {
+        if let Some(slot) = self.slots.newest() {
             let urgent = self.urgent > self.submitted;
-            let changed = &self.unsubmitted;
-            if self.link.producer.submit(version, slot, record.len, changed, urgent) {
+            let (len, changed) = (self.slots.newest_len(), &self.unsubmitted);
+            if self.link.producer.submit(version, slot, len, changed, urgent) {
                 self.unsubmitted.clear();
                 self.submitted = version;
                 self.link.ring();

@@ -11,13 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_utils::Backoff;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{OwnershipError, RequestError, wire};
 use crate::{
     handover::{Condition, Producer},
     name::Name,
+    pause::Pause,
     protocol::{FailureKind, Opened, Request, Response},
 };
 
@@ -111,14 +111,12 @@ impl Link {
         if self.producer.condition() == Condition::Stopping {
             return Woke::ServerGone;
         }
-        // Spins at first, and then lets others have the core between two looks: on a small machine
-        // the one that it waits for may need this very core.
-        let (began, backoff) = (Instant::now(), Backoff::new());
+        let (began, pause) = (Instant::now(), Pause::default());
         while began.elapsed() < self.spin {
             if done(&self.producer) {
                 return Woke::Look;
             }
-            backoff.snooze();
+            pause.pause();
         }
         self.producer.fall_asleep();
         let woke = if done(&self.producer) { Woke::Look } else { self.sleep(deadline) };

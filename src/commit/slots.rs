@@ -18,6 +18,8 @@ struct Slot {
 pub struct Slots {
     slots: Vec<Slot>,
     newest: Option<usize>,
+    /// Payload length of the newest version, and of the state.
+    newest_len: u64,
     len: u64,
     changed: RangeSet,
 }
@@ -38,7 +40,8 @@ impl Slots {
         let slot = |&version| Slot { version, stale: Stale::everything(capacity) };
         let slots = versions.iter().map(slot).collect();
         let newest = (0..versions.len()).max_by_key(|&i| versions[i]).filter(|&i| versions[i] > 0);
-        let mut all = Self { slots, newest, len, changed: RangeSet::new(capacity) };
+        let changed = RangeSet::new(capacity);
+        let mut all = Self { slots, newest, newest_len: len, len, changed };
         if let Some(i) = newest {
             all.slots[i].stale.clear();
         }
@@ -53,6 +56,11 @@ impl Slots {
     /// The slot of the newest version.
     pub fn newest(&self) -> Option<usize> {
         self.newest
+    }
+
+    /// Payload length of the newest version, 0 when there is none.
+    pub fn newest_len(&self) -> u64 {
+        self.newest_len
     }
 
     /// Payload length of the state: the newest version's, or what an update under way made of it.
@@ -119,14 +127,15 @@ impl Slots {
             }
         }
         self.newest = Some(working.slot);
+        self.newest_len = self.len;
         self.changed.clear();
     }
 
     /// The update under way is given up: its slot holds nothing known, the state is the newest
-    /// version's again, whose length is `len`.
-    pub fn abandoned(&mut self, len: u64) {
+    /// version's again.
+    pub fn abandoned(&mut self) {
         self.changed.clear();
-        self.len = len;
+        self.len = self.newest_len;
     }
 }
 
@@ -171,7 +180,7 @@ mod tests {
                 assert_eq!(self.bytes[working.slot], self.state, "I2: the new version is torn");
             } else {
                 self.versions[working.slot] = 0;
-                self.plan.abandoned(self.state.len() as u64);
+                self.plan.abandoned();
             }
         }
     }
@@ -208,7 +217,7 @@ mod tests {
         plan.committed(first, 1);
         let second = plan.target();
         plan.spoiled(second);
-        plan.abandoned(0);
+        plan.abandoned();
         // Parity of the sequence would now go on to the other slot, which holds version 1.
         assert_eq!(plan.target().slot, second.slot);
     }

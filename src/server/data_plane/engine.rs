@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_utils::Backoff;
-
 use super::{
     Channels, LinkEnd, Notice, ReadError, Reply, Waiting,
     links::Links,
@@ -24,6 +22,7 @@ use crate::{
     membership::{NodeId, View},
     mirror::{Action, Post},
     name::Name,
+    pause::Pause,
     region::{
         Mark,
         layout::{MARK_AT, MARK_BYTES},
@@ -99,7 +98,7 @@ impl Engine {
         {
             tracing::warn!(cpu, "cannot pin the data plane to this core; it runs on any");
         }
-        let (mut idle_since, mut round, backoff) = (None, 0u32, Backoff::new());
+        let (mut idle_since, mut round, pause) = (None, 0u32, Pause::default());
         while !self.stopping {
             let mut moved = self.take_commands();
             let now_ns = self.now_ns();
@@ -113,10 +112,9 @@ impl Engine {
             }
             if moved {
                 idle_since = None;
-                backoff.reset();
+                pause.reset();
             } else if *idle_since.get_or_insert(now_ns) + spin_ns(self.waiting) > now_ns {
-                // Yields the core in the end: client, owner and holder may share one.
-                backoff.snooze();
+                pause.pause();
             } else if self.fall_asleep() {
                 idle_since = None;
             }
@@ -475,14 +473,13 @@ impl Engine {
         let overwritten = slot.is_some_and(|slot| {
             owned.mirror.version_of(work.0).is_some_and(|v| v != owned.region.commit_word(slot))
         });
-        if result.is_ok() && overwritten {
+        let advanced = if result.is_ok() && overwritten {
             owned.mirror.spoiled(now_ns, work.0);
-        } else if owned.mirror.completed(work.0, result.is_ok()) {
-            owned.tell_mirrored();
-        }
-        if let Some(slot) = slot {
-            owned.unpin(slot);
-        }
+            false
+        } else {
+            owned.mirror.completed(work.0, result.is_ok())
+        };
+        owned.work_done(slot, advanced);
         self.leave_if_done(index);
         self.drive(index, now_ns);
     }

@@ -172,19 +172,27 @@ impl Owned {
     }
 
     pub(super) fn unpin(&mut self, slot: usize) {
-        self.pins[slot] = self.pins[slot].saturating_sub(1);
-        if self.pins[slot] == 0
-            && let Some(attachment) = &self.attachment
-            && attachment.consumer.unpin(slot)
-        {
-            ring(&attachment.wake);
-        }
+        let asleep = self.release(slot);
+        self.wake_client(asleep);
     }
 
-    pub(super) fn tell_mirrored(&self) {
-        if let Some(attachment) = &self.attachment
-            && attachment.consumer.set_mirrored(self.mirror.mirrored())
-        {
+    /// True when a client that waits for the slot may be asleep.
+    fn release(&mut self, slot: usize) -> bool {
+        self.pins[slot] = self.pins[slot].saturating_sub(1);
+        self.pins[slot] == 0 && self.consumer().is_some_and(|c| c.unpin(slot))
+    }
+
+    /// A work request that read this slot is done; `advanced` when more is mirrored now.
+    pub(super) fn work_done(&mut self, slot: Option<usize>, advanced: bool) {
+        let mut asleep = slot.is_some_and(|slot| self.release(slot));
+        if let (true, Some(attachment)) = (advanced, &self.attachment) {
+            asleep = attachment.consumer.set_mirrored(self.mirror.mirrored());
+        }
+        self.wake_client(asleep);
+    }
+
+    fn wake_client(&self, asleep: bool) {
+        if let (true, Some(attachment)) = (asleep, &self.attachment) {
             ring(&attachment.wake);
         }
     }

@@ -101,6 +101,8 @@ pub struct TcpTransport {
     untold: Vec<Event>,
     /// The caller may have slept on the epoll instance since the last `poll`.
     armed: bool,
+    /// The last `poll` did not ask the epoll instance.
+    unasked: bool,
 }
 
 impl fmt::Debug for TcpTransport {
@@ -136,6 +138,7 @@ impl TcpTransport {
             turns: Vec::new(),
             untold: Vec::new(),
             armed: false,
+            unasked: false,
         })
     }
 
@@ -478,7 +481,9 @@ impl Transport for TcpTransport {
     fn poll(&mut self, events: &mut Vec<Event>) -> bool {
         let told = events.len();
         events.append(&mut self.untold);
-        if !self.is_idle() {
+        // What was just posted goes out first, but whoever posts all the time hears of others, too.
+        self.unasked = !self.queue.is_empty() && !self.unasked;
+        if !self.unasked && !self.is_idle() {
             self.armed = false;
             self.take_readiness(events);
         }
