@@ -15,6 +15,7 @@ use super::{
     links::Links,
     owned::{Granted, MirrorWork, Owned},
     sleep::{Rung, Sleeper, drain},
+    timers::Timers,
 };
 use crate::{
     commit::{SEGMENTS_PER_VERSION_MAX, segments},
@@ -31,9 +32,14 @@ use crate::{
     transport::{ConnId, Event, PostError, Segment, Stamp, Work, WorkError, WorkId, many::Many},
 };
 
-/// While the thread is awake, idle clients' doorbells are looked at once in so many rounds.
+/// While the thread is awake, the doorbells of idle clients are looked at once in so many rounds.
 const ROUNDS_PER_DOORBELL_CHECK: u32 = 32;
-/// A client that submitted nothing for this long must ring to be looked at again.
+/// After one was rung they are looked at in so many rounds, one behind the other: where many services
+/// take turns, another one rings soon.
+const ROUNDS_AFTER_RINGING: u32 = 256;
+/// So many clients are looked at as long as the thread is awake, which takes under a microsecond.
+const ACTIVE_MAX: usize = 256;
+/// Of more, one that submitted nothing for this long must ring to be looked at again.
 const ACTIVE_FOR: Duration = Duration::from_micros(200);
 
 pub(super) struct Engine {
@@ -50,8 +56,9 @@ pub(super) struct Engine {
     by_name: HashMap<Name, usize>,
     /// Checkpoints whose clients are looked at in each round, with their last sign of life.
     active: Vec<(usize, u64)>,
-    /// Checkpoints with a time at which to look again.
-    timed: Vec<(u64, usize)>,
+    timers: Timers,
+    /// Rounds since a doorbell was rung.
+    quiet_rounds: u32,
     reads: HashMap<WorkId, (ConnId, Reply<Result<(), ReadError>>)>,
     count: u64,
     events: Vec<Event>,
@@ -82,7 +89,8 @@ impl Engine {
             owned: Vec::new(),
             by_name: HashMap::new(),
             active: Vec::new(),
-            timed: Vec::new(),
+            timers: Timers::default(),
+            quiet_rounds: 0,
             reads: HashMap::new(),
             count: 0,
             events: Vec::with_capacity(64),
@@ -98,7 +106,7 @@ impl Engine {
         {
             tracing::warn!(cpu, "cannot pin the data plane to this core; it runs on any");
         }
-        let (mut idle_since, mut round, pause) = (None, 0u32, Pause::default());
+        let (mut idle_since, pause) = (None, Pause::default());
         while !self.stopping {
             let mut moved = self.take_commands();
             let now_ns = self.now_ns();
@@ -106,10 +114,7 @@ impl Engine {
             moved |= self.poll_transport(now_ns);
             moved |= self.run_timers(now_ns);
             moved |= self.look_for_cut_regions();
-            round = round.wrapping_add(1);
-            if round.is_multiple_of(ROUNDS_PER_DOORBELL_CHECK) {
-                self.look_at_doorbells(Some(Duration::ZERO));
-            }
+            self.pass_by_doorbells();
             if moved {
                 idle_since = None;
                 pause.reset();
@@ -166,8 +171,8 @@ impl Engine {
             }
         }
         self.channels.flush();
-        let next = self.timed.iter().map(|&(at, _)| at).min();
-        let wait = next.map(|at| Duration::from_nanos(at.saturating_sub(self.now_ns())));
+        let wait =
+            self.timers.next().map(|at| Duration::from_nanos(at.saturating_sub(self.now_ns())));
         // Notices that found no room are tried again soon.
         let retry = (!self.channels.backlog.is_empty()).then_some(Duration::from_millis(10));
         self.look_at_doorbells(wait.into_iter().chain(retry).chain(unarmed).min());
@@ -185,8 +190,20 @@ impl Engine {
         })
     }
 
+    /// Looks at the doorbells if it is time to.
+    fn pass_by_doorbells(&mut self) {
+        self.quiet_rounds = self.quiet_rounds.wrapping_add(1);
+        let every_round = self.quiet_rounds < ROUNDS_AFTER_RINGING;
+        if every_round || self.quiet_rounds.is_multiple_of(ROUNDS_PER_DOORBELL_CHECK) {
+            self.look_at_doorbells(Some(Duration::ZERO));
+        }
+    }
+
     fn look_at_doorbells(&mut self, timeout: Option<Duration>) {
         self.sleeper.wait(timeout, &mut self.rung);
+        if !self.rung.doorbells.is_empty() {
+            self.quiet_rounds = 0;
+        }
         for i in 0..self.rung.doorbells.len() {
             let index = self.rung.doorbells[i];
             if let Some(attachment) =
@@ -208,24 +225,13 @@ impl Engine {
         }
     }
 
-    fn set_timer(&mut self, index: usize, at_ns: u64) {
-        if !self.timed.iter().any(|&(at, i)| i == index && at <= at_ns) {
-            self.timed.retain(|&(_, i)| i != index);
-            self.timed.push((at_ns, index));
-        }
-    }
-
     fn run_timers(&mut self, now_ns: u64) -> bool {
         let mut moved = false;
-        let mut i = 0;
-        while i < self.timed.len() {
-            if self.timed[i].0 <= now_ns {
-                let (_, index) = self.timed.swap_remove(i);
-                self.drive(index, now_ns);
-                moved = true;
-            } else {
-                i += 1;
-            }
+        // Each one once: what is set meanwhile has its time in a later round.
+        for _ in 0..self.owned.len() {
+            let Some(index) = self.timers.take(now_ns) else { break };
+            self.drive(index, now_ns);
+            moved = true;
         }
         moved
     }
@@ -244,13 +250,14 @@ impl Engine {
                     self.drive(index, now_ns);
                     moved = true;
                 }
-                Ok(false) if now_ns > last_ns + ACTIVE_FOR.as_nanos() as u64 => {
-                    if self.consumer_sleeps(index) {
+                Ok(false) => {
+                    let idle = now_ns > last_ns + ACTIVE_FOR.as_nanos() as u64;
+                    let sleeps = idle && self.active.len() > ACTIVE_MAX;
+                    if sleeps && self.consumer_sleeps(index) {
                         self.active.swap_remove(i);
                         continue;
                     }
                 }
-                Ok(false) => {}
                 Err(violation) => {
                     self.detach(index, Some(Condition::Violation));
                     if let Some(owned) = &self.owned[index] {
@@ -291,20 +298,20 @@ impl Engine {
                 }
                 Some(Action::Post(post)) => {
                     if !self.post_version(index, post) {
-                        self.set_timer(index, now_ns + self.waiting.pace.as_nanos() as u64);
+                        self.timers.set(index, now_ns + self.waiting.pace.as_nanos() as u64);
                         return;
                     }
                 }
                 Some(Action::PostMark { at, view }) => {
                     if !self.post_mark(index, at, view) {
-                        self.set_timer(index, now_ns + self.waiting.pace.as_nanos() as u64);
+                        self.timers.set(index, now_ns + self.waiting.pace.as_nanos() as u64);
                         return;
                     }
                 }
             }
         }
         if let Some(at_ns) = self.owned[index].as_ref().and_then(|o| o.mirror.deadline_ns()) {
-            self.set_timer(index, at_ns);
+            self.timers.set(index, at_ns);
         }
     }
 

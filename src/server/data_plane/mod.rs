@@ -10,6 +10,7 @@ mod engine;
 mod links;
 mod owned;
 mod sleep;
+mod timers;
 
 use std::{
     cell::RefCell,

@@ -239,7 +239,7 @@ impl Engine {
         if self.owned[index].as_ref().is_some_and(|o| o.leaving.is_some() && o.outstanding == 0)
             && let Some(owned) = self.owned[index].take()
         {
-            self.timed.retain(|&(_, i)| i != index);
+            self.timers.clear(index);
             self.deregister(owned.memory);
             if let Some(reply) = owned.leaving {
                 let _ = reply.send(());
