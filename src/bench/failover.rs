@@ -144,8 +144,9 @@ pub struct Healed {
 pub struct Restarted {
     /// From the signal until its state was mapped and verified by somebody else on the node.
     pub served: Duration,
-    /// What the checksums of as much memory take.
-    pub checksum: Duration,
+    /// What that cannot do without: from the signal until the system had taken the process away, and
+    /// the checksums of as much memory.
+    pub limit: Duration,
 }
 
 /// A ring whose servers may be killed.
@@ -241,12 +242,14 @@ impl Failover {
         let mut service = Service::start(&self.program, &client, state)?;
         let dead = Instant::now();
         service.kill();
+        let gone = dead.elapsed();
         let served = state.verify(&client, &self.stop)? - dead;
         state.remove(&client)?;
         let mut limit = Memory::checksum(state.bytes as usize);
         limit.step()?;
-        let checksum = (0..state.checkpoints).map(|_| limit.step()).sum::<Result<_, _>>()?;
-        Ok(Restarted { served, checksum })
+        let checksums =
+            (0..state.checkpoints).map(|_| limit.step()).sum::<Result<Duration, _>>()?;
+        Ok(Restarted { served, limit: gone + checksums })
     }
 
     /// A node that died comes back without its memory.

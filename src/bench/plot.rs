@@ -25,15 +25,20 @@ use super::report::Row;
 const SIZE: (u32, u32) = (1000, 560);
 /// The curves and their axes; the legend has the rest.
 const CURVES_WIDTH: i32 = 720;
-const HEAD_HEIGHT: i32 = 72;
-/// Black, and five colours that are dark enough on white.
-const COLOURS: [RGBColor; 6] = [
+/// The title, and what was measured.
+const HEAD_HEIGHT: i32 = 88;
+/// More would not fit the width.
+const LINE_CHARS_MAX: usize = 140;
+const LINES_MAX: usize = 2;
+/// Those that can be seen on white.
+const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
     RGBColor(0, 0, 0),
+    RGBColor(86, 180, 233),
 ];
 const GREY: RGBColor = RGBColor(110, 110, 110);
 /// The marks' corners, around the point.
@@ -86,11 +91,11 @@ impl Plot {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Draws the rows. The file appears whole or not at all.
+    /// Draws the rows, below a title and what was measured. The file appears whole or not at all.
     ///
     /// # Errors
     /// It could not be drawn or written.
-    pub fn finish(mut self, title: &str, about: &str, rows: &[Row]) -> Result<(), PlotError> {
+    pub fn finish(mut self, title: &str, about: &[String], rows: &[Row]) -> Result<(), PlotError> {
         let path = self.path;
         let failed = |source| PlotError { path: path.clone(), source };
         // Drawing writes into memory; what it can fail for is no error of the system.
@@ -144,14 +149,16 @@ fn curves(rows: &[Row]) -> Vec<Curve<'_>> {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn<'a> = Result<(), Box<dyn Error + 'a>>;
 
-fn svg<'a>(title: &str, about: &str, rows: &[Row]) -> Result<String, Box<dyn Error + 'a>> {
+fn svg<'a>(title: &str, about: &[String], rows: &[Row]) -> Result<String, Box<dyn Error + 'a>> {
     let mut curves = curves(rows);
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
         root.fill(&WHITE).map_err(said)?;
         root.draw_text(title, &words(20, &BLACK), (24, 16)).map_err(said)?;
-        root.draw_text(about, &words(13, &GREY), (24, 44)).map_err(said)?;
+        for (line, y) in wrapped(about).iter().zip((44..).step_by(18)) {
+            root.draw_text(line, &words(13, &GREY), (24, y)).map_err(said)?;
+        }
         let body = root.margin(HEAD_HEIGHT, 12, 12, 12);
         let (left, right) = body.split_horizontally(CURVES_WIDTH);
         draw_curves(&left, &curves)?;
@@ -238,6 +245,23 @@ fn said<'a>(error: impl Error) -> Box<dyn Error + 'a> {
 
 fn words<'a>(size: i32, colour: &'a RGBColor) -> TextStyle<'a> {
     ("sans-serif", size).into_font().color(colour)
+}
+
+/// As few lines as have room for these, one after the other; what would be too much is left out.
+fn wrapped(all: &[String]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in all {
+        let len = |text: &str| text.chars().count();
+        match lines.last_mut() {
+            Some(line) if len(line) + 2 + len(part) <= LINE_CHARS_MAX => {
+                line.push_str("; ");
+                line.push_str(part);
+            }
+            _ => lines.push(part.chars().take(LINE_CHARS_MAX).collect()),
+        }
+    }
+    lines.truncate(LINES_MAX);
+    lines
 }
 
 /// All values, and a little room on both sides; one value has more.
@@ -329,7 +353,7 @@ mod tests {
             row("commit <fast>", 4096, 20),
             row("limit", 4096, 9).as_limit(),
         ];
-        let svg = svg("A title", "about it", &rows).unwrap();
+        let svg = svg("A title", &["about it".to_owned()], &rows).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         for word in ["A title", "about it", "commit &lt;fast&gt;", "limit", "8 B", "4 KiB", "10 µs"]
         {
@@ -340,8 +364,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_measured_stays_inside_the_picture() {
+        let parts = ["a".repeat(100), "b".repeat(30), "c".repeat(30), "d".repeat(500)];
+        let lines = wrapped(&parts);
+        assert_eq!(lines[0], format!("{}; {}", parts[0], parts[1]));
+        assert_eq!((lines.len(), lines[1].as_str()), (2, parts[2].as_str()));
+        assert_eq!(wrapped(&parts[3..])[0].len(), LINE_CHARS_MAX);
+    }
+
+    #[test]
     fn one_size_is_enough_for_a_picture() {
-        assert!(svg("t", "", &[row("alone", 1, 5)]).unwrap().contains("alone"));
+        assert!(svg("t", &[], &[row("alone", 1, 5)]).unwrap().contains("alone"));
     }
 
     #[test]
@@ -352,7 +385,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0, "nothing is left behind");
         let plot = Plot::begin(&path).unwrap();
         assert!(!path.exists());
-        plot.finish("t", "", &[row("alone", 1, 5)]).unwrap();
+        plot.finish("t", &[], &[row("alone", 1, 5)]).unwrap();
         assert!(std::fs::read_to_string(&path).unwrap().starts_with("<svg"));
         let error = Plot::begin(&tmp.path().join("no/out.svg")).unwrap_err().to_string();
         assert!(error.contains("no/out.svg"), "{error}");

@@ -491,7 +491,8 @@ pub struct BenchCompareArgs {
 /// own: until somebody else on its node has mapped and verified the state.
 ///
 /// The limit of the first is what --detection allows before a neighbour is suspected; it counts from
-/// the last heartbeat, so the ratio can be below 1. The limit of the last is a checksum of the state.
+/// the last heartbeat, so the ratio can be below 1. The limit of the last is the time until the system
+/// has taken the process away, and a checksum of the state.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 It kills servers, so it never uses one that runs: it wants none there, and no --socket.

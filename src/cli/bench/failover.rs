@@ -32,6 +32,7 @@ const NEW_VIEW: &str = "server dead: new view";
 const SERVED: &str = "server dead: state served";
 const WHOLE: &str = "server dead: two copies again";
 const RESTARTED: &str = "service dead: state served";
+const RESTART_LIMIT: &str = "process gone, checksum";
 
 pub(super) fn run(global: &Global, args: &BenchFailoverArgs, stop: &Arc<AtomicBool>) -> Outcome {
     check_sizes(&args.sizes)?;
@@ -69,11 +70,11 @@ pub(super) fn run(global: &Global, args: &BenchFailoverArgs, stop: &Arc<AtomicBo
         let healed = |of: fn(&failover::Healed) -> Duration| healed.iter().map(of).collect();
         let restarted =
             |of: fn(&failover::Restarted) -> Duration| restarted.iter().map(of).collect();
-        let limit = row("checksum", moved, restarted(|it| it.checksum)).as_limit();
+        let limit = row(RESTART_LIMIT, moved, restarted(|it| it.limit)).as_limit();
         for row in [
             row(NEW_VIEW, 0, healed(|it| it.view)).beside_median(silence_ns),
-            row(SERVED, moved, healed(|it| it.served)),
-            row(WHOLE, moved, healed(|it| it.whole)),
+            row(SERVED, 0, healed(|it| it.served)),
+            row(WHOLE, 0, healed(|it| it.whole)),
             row(RESTARTED, moved, restarted(|it| it.served)).beside(&limit),
             limit,
         ] {

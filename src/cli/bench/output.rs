@@ -80,8 +80,9 @@ impl Report {
         let failure = self.failure.as_ref().map(|of| {
             let FailureOf { signal, detection, silence_ns, checkpoints } = of;
             let ms = silence_ns / 1_000_000;
+            let many = if *checkpoints == 1 { "" } else { "s" };
             format!(
-                "{signal}; {checkpoints} checkpoints; --detection {detection}: suspected after {ms} \
+                "{signal}; {checkpoints} checkpoint{many}; --detection {detection}: suspected after {ms} \
                  ms of silence"
             )
         });
@@ -190,7 +191,7 @@ impl Output {
     pub(super) fn end(self) -> Outcome {
         self.progress.finish_and_clear();
         if let Some(plot) = self.plot {
-            let about = self.report.lines().join("; ");
+            let about = self.report.lines();
             plot.finish(self.title, &about, &self.report.rows).map_err(no_plot)?;
         }
         match self.json {
