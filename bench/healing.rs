@@ -15,7 +15,6 @@ mod transport;
 
 use std::{
     error::Error,
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -29,9 +28,8 @@ use hdrhistogram::Histogram;
 use plotters::prelude::IntoLogRange;
 use ringkeep::{
     Client, Durability, Options,
-    demo::ring::{LIMIT, Ring},
-    name::Name,
-    protocol::{CopyState, RingState, Status},
+    bench::failover::{Death, Failover, State, members},
+    protocol::CopyState,
 };
 
 const NODES: usize = 4;
@@ -39,7 +37,6 @@ const STATE: &str = "state";
 const OWNER: usize = 0;
 const SIZES: [u64; 3] = [4 << 10, 64 << 20, 512 << 20];
 const LARGE: u64 = 512 << 20;
-const LOOK_AFTER: Duration = Duration::from_millis(1);
 /// So long the others' commits are watched without anything else going on.
 const QUIET: Duration = Duration::from_secs(3);
 
@@ -57,11 +54,15 @@ fn main() -> Fallible<()> {
     println!("{:<10} {:>9} {:>17} {:>17} {:>17}", "detection", "#bytes", "view", "service", "ring");
     let mut curves: Vec<Curve> = Vec::new();
     for detection in ["fast", "normal"] {
-        let mut healing = Healing::start(detection)?;
+        let mut healing = start(detection)?;
         let mut medians = [const { Vec::new() }; 3];
         for bytes in SIZES {
-            let times: Vec<[Duration; 3]> =
-                (0..rounds).map(|_| healing.owner_dies(bytes)).collect::<Fallible<_>>()?;
+            let state = State { bytes, checkpoints: 1 };
+            let mut times: Vec<[Duration; 3]> = Vec::new();
+            for _ in 0..rounds {
+                let healed = healing.server_dies(state, Death::Killed)?;
+                times.push([healed.view, healed.served, healed.whole]);
+            }
             let mut column = |at: usize| {
                 let mut all: Vec<f64> = times.iter().map(|t| t[at].as_secs_f64() * 1e3).collect();
                 all.sort_by(f64::total_cmp);
@@ -72,7 +73,7 @@ fn main() -> Fallible<()> {
             let (view, service, ring) = (column(0), column(1), column(2));
             println!("{detection:<10} {bytes:>9} {view:>17} {service:>17} {ring:>17}");
         }
-        healing.ring.stop();
+        healing.end();
         for (until, points) in ["view", "service", "whole ring"].into_iter().zip(medians) {
             curves.push((format!("{until}, --detection {detection}"), points));
         }
@@ -80,7 +81,7 @@ fn main() -> Fallible<()> {
     let (file, title) = ("healing", "From the death of a node, median");
     let labels = Labels { file, title, x: "bytes of state", y: "ms" };
     draw(&labels, (10f64..1e4).log_scale(), &curves)?;
-    let mut healing = Healing::start("fast")?;
+    let mut healing = Healing { ring: start("fast")? };
     println!("\nThe node with the mirror of {} MiB dies", LARGE >> 20);
     println!("{:>12} {:>10} {:>12} {:>7}", "prepared ms", "copy GB/s", "stream GB/s", "ratio");
     for _ in 0..rounds {
@@ -96,31 +97,23 @@ fn main() -> Fallible<()> {
         let [quiet, copying] = healing.holder_dies_beside_others()?;
         println!("{quiet:>12.1} {copying:>12.1} {:>7.2}", copying / quiet);
     }
-    healing.ring.stop();
+    healing.ring.end();
     Ok(())
 }
 
+fn start(detection: &str) -> Fallible<Failover> {
+    let program = env!("CARGO_BIN_EXE_ringkeep").into();
+    let flags = ["--detection", detection, "--memory", "8GiB"];
+    Ok(Failover::start(program, NODES, "tcp", &flags, Arc::new(AtomicBool::new(false)))?)
+}
+
 struct Healing {
-    ring: Ring,
+    ring: Failover,
 }
 
 impl Healing {
-    fn start(detection: &str) -> Fallible<Self> {
-        let program = Path::new(env!("CARGO_BIN_EXE_ringkeep"));
-        let args = ["--detection", detection, "--memory", "8GiB"];
-        let stop = Arc::new(AtomicBool::new(false));
-        Ok(Self { ring: Ring::start_with(program, NODES, "tcp", &args, stop)? })
-    }
-
     fn client(&self, node: usize) -> Fallible<Client> {
-        Ok(self.ring.node(node).client()?)
-    }
-
-    /// The node whose memory has this one's mirrors.
-    fn holder_of(&self, node: usize) -> Fallible<usize> {
-        let status = self.client(node)?.status()?;
-        let holder = status.predecessor.ok_or("alone")?;
-        Ok(self.ring.index_of(holder.as_str()).ok_or("an unknown node")?)
+        Ok(self.ring.ring().node(node).client()?)
     }
 
     /// A state of this size, committed on `node` and mirrored.
@@ -135,45 +128,16 @@ impl Healing {
         Ok(())
     }
 
-    /// From the death to: the view, the state read and ready elsewhere, two copies of everything.
-    fn owner_dies(&mut self, bytes: u64) -> Fallible<[Duration; 3]> {
-        let victim = 1;
-        self.state_on(victim, bytes)?;
-        self.ring.wait_until_protected()?;
-        let heir = self.holder_of(victim)?;
-        let client = self.client(heir)?;
-        let dead = self.kill(victim);
-        self.until(&client, |status| members(status) == NODES - 1)?;
-        let view = dead.elapsed();
-        let checkpoint = client.open(STATE, Options::capacity(bytes).existing())?;
-        let found = checkpoint.latest()?.ok_or("nothing recovered")?;
-        if found.bytes().len() as u64 != bytes {
-            return Err("not what was committed".into());
-        }
-        let service = dead.elapsed();
-        for node in (0..NODES).filter(|&node| node != victim) {
-            let client = self.client(node)?;
-            self.until(&client, |status| {
-                members(status) == NODES - 1 && status.state == RingState::Protected
-            })?;
-        }
-        let ring = dead.elapsed();
-        drop(checkpoint);
-        client.remove(&Name::new(STATE)?)?;
-        self.replace(victim)?;
-        Ok([view, service, ring])
-    }
-
     /// A large checkpoint gets a new mirror. From the view to the first bytes: the new holder makes
     /// room, which the system fills with zeros; and GB/s from then on.
     fn holder_dies(&mut self, holder: usize) -> Fallible<(Duration, f64)> {
         let client = self.client(OWNER)?;
-        self.kill(holder);
-        self.until(&client, |status| members(status) == NODES - 1)?;
+        self.ring.ring_mut().node_mut(holder).kill_9();
+        self.ring.until(&client, |status| members(status) == NODES - 1)?;
         let begun = Instant::now();
         // When bytes were first seen to be sent, and how many.
         let mut first = None;
-        self.until(&client, |status| {
+        self.ring.until(&client, |status| {
             let Some(state) = status.checkpoints.iter().find(|c| c.name.as_str() == STATE) else {
                 return false;
             };
@@ -190,10 +154,10 @@ impl Healing {
 
     fn holder_dies_alone(&mut self) -> Fallible<(Duration, f64)> {
         self.state_on(OWNER, LARGE)?;
-        self.ring.wait_until_protected()?;
-        let holder = self.holder_of(OWNER)?;
+        self.ring.ring().wait_until_protected()?;
+        let holder = self.ring.holder_of(OWNER)?;
         let copied = self.holder_dies(holder)?;
-        self.replace(holder)?;
+        self.ring.replace(holder)?;
         Ok(copied)
     }
 
@@ -201,11 +165,11 @@ impl Healing {
     /// the death on.
     fn holder_dies_beside_others(&mut self) -> Fallible<[f64; 2]> {
         self.state_on(OWNER, LARGE)?;
-        self.ring.wait_until_protected()?;
+        self.ring.ring().wait_until_protected()?;
         // In the ring: the other's node, the next holder, the holder, the owner. The copy goes from
         // the owner to the next holder, and the other's commits from its node to the owner's.
-        let holder = self.holder_of(OWNER)?;
-        let other = self.holder_of(self.holder_of(holder)?)?;
+        let holder = self.ring.holder_of(OWNER)?;
+        let other = self.ring.holder_of(self.ring.holder_of(holder)?)?;
         let (commits, stop) = (Mutex::new(histogram()), AtomicBool::new(false));
         let mut checkpoint =
             self.client(other)?.open("other", Options::capacity(4096).take_over())?;
@@ -239,37 +203,9 @@ impl Healing {
             }
             died.map(|_| [quiet, copying])
         });
-        self.replace(holder)?;
+        self.ring.replace(holder)?;
         medians
     }
-
-    fn kill(&mut self, node: usize) -> Instant {
-        let dead = Instant::now();
-        self.ring.node_mut(node).kill_9();
-        dead
-    }
-
-    /// A node that died comes back without its memory.
-    fn replace(&mut self, node: usize) -> Fallible<()> {
-        self.ring.node(node).wipe_memory()?;
-        self.ring.launch(node)?;
-        Ok(self.ring.wait_until_protected()?)
-    }
-
-    fn until(&self, client: &Client, mut is: impl FnMut(&Status) -> bool) -> Fallible<()> {
-        let deadline = Instant::now() + LIMIT;
-        while !is(&client.status()?) {
-            if Instant::now() > deadline {
-                return Err(format!("waited {LIMIT:?}: {:?}", client.status()?).into());
-            }
-            thread::sleep(LOOK_AFTER);
-        }
-        Ok(())
-    }
-}
-
-fn members(status: &Status) -> usize {
-    status.view.as_ref().map_or(0, |view| view.members.len())
 }
 
 fn histogram() -> Histogram<u64> {

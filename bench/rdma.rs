@@ -10,7 +10,6 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fs,
-    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, atomic::AtomicBool},
@@ -21,14 +20,10 @@ use std::{
 use hdrhistogram::Histogram;
 use ringkeep::{
     Checkpoint, Durability, Options,
+    bench::{rdma::Writes, turns::Contender},
     demo::ring::Ring,
-    region::mapping::Mapping,
-    transport::{
-        Access, Event, Purpose, Segment, Stamp, Terms, Transport, Work, WorkId,
-        verbs::{VerbsTransport, discovery},
-    },
+    transport::verbs::discovery,
 };
-use rustix::fs::{MemfdFlags, memfd_create};
 
 const LATENCY_SIZES: [usize; 2] = [64, 4096];
 const STREAM_SIZE: usize = 1 << 20;
@@ -82,12 +77,15 @@ fn main() -> Fallible<()> {
     }
     drop(checkpoints);
     ring.stop(); // a server that never sleeps would take perftest's processor
-    let mut raw = Raw::open()?;
+    let mut raw: BTreeMap<usize, Writes> = BTreeMap::new();
+    for &size in ours.keys() {
+        raw.insert(size, Writes::open(size, 1)?);
+    }
     for _ in 0..ROUNDS {
-        for &size in ours.keys() {
+        for (&size, writes) in &mut raw {
             let count = if size == STREAM_SIZE { STREAM_COMMITS } else { COMMITS };
             let times = posted.entry(size).or_insert_with(histogram);
-            turn(count, times, || raw.write(size))?;
+            turn(count, times, || write(writes))?;
             perftest.entry(size).or_default().push(match size {
                 STREAM_SIZE => run_perftest("ib_write_bw", &device.name, size, 60, 3)?,
                 _ => run_perftest("ib_write_lat", &device.name, size, 1000, 4)?,
@@ -119,11 +117,16 @@ fn main() -> Fallible<()> {
         println!("{size:>8}  {name:<34} {:>11} {limit:>11.1} {:>11} {:>7.2}x", "", "", 1.0);
     }
     println!("the holder's data plane ran {holder_ran:?} during all of these commits");
-    println!("a fence took {:.3} ms (median of 20)", raw.fence()?);
+    let mut fenced = Writes::open(STREAM_SIZE, 1)?;
+    let mut fences = Vec::new();
+    for _ in 0..20 {
+        fences.push(fenced.fence()?.as_secs_f64() * 1e3);
+    }
+    println!("a fence took {:.3} ms (median of 20)", median(&fences));
     let mut connecting = Vec::new();
     for _ in 0..10 {
         let started = Instant::now();
-        Raw::open()?.write(8)?;
+        write(&mut Writes::open(8, 1)?)?;
         connecting.push(started.elapsed().as_secs_f64() * 1e3);
     }
     let took = median(&connecting);
@@ -164,6 +167,11 @@ fn commit(checkpoint: &mut Checkpoint, size: usize) -> Fallible<()> {
     Ok(())
 }
 
+fn write(writes: &mut Writes) -> Fallible<()> {
+    writes.step()?;
+    Ok(())
+}
+
 /// How long the thread that the mirror's server would need for a commit has run.
 fn data_plane_time(pid: u32) -> Fallible<Duration> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -175,74 +183,6 @@ fn data_plane_time(pid: u32) -> Fallible<Duration> {
         }
     }
     Err("the server has no data plane".into())
-}
-
-/// The transport alone, both ends in this process.
-struct Raw {
-    near: VerbsTransport,
-    far: VerbsTransport,
-    work: (ringkeep::transport::ConnId, ringkeep::transport::MemoryId),
-    conn: ringkeep::transport::ConnId,
-    mirror: ringkeep::transport::MemoryId,
-    key: ringkeep::transport::RemoteKey,
-    events: Vec<Event>,
-}
-
-impl Raw {
-    const TERMS: Terms = Terms { epoch: 1, view_min: 1 };
-
-    fn open() -> Fallible<Self> {
-        let mut near = VerbsTransport::open(None, [127, 0, 0, 1].into())?;
-        let mut far = VerbsTransport::open(None, [127, 0, 0, 1].into())?;
-        let memory = near.register(mapping()?, Purpose::Post)?;
-        let mirror = far.register(mapping()?, Purpose::Grant)?;
-        let (conn, offer) = near.offer()?;
-        let (there, answer) = far.accept(&offer)?;
-        near.finish(conn, &answer, SocketAddr::from(([127, 0, 0, 1], 1)))?;
-        let key = far.grant(there, mirror, Access::Write, Self::TERMS)?;
-        let work = (conn, memory);
-        Ok(Self { near, far, work, conn: there, mirror, key, events: Vec::new() })
-    }
-
-    fn write(&mut self, len: usize) -> Fallible<()> {
-        let (conn, memory) = self.work;
-        self.near.post_write(Work {
-            id: WorkId(1),
-            conn,
-            memory,
-            key: self.key,
-            stamp: Stamp { epoch: 1, view: 1 },
-            segments: &[Segment { local: 0, remote: 0, len: len as u64 }],
-        })?;
-        while self.events.is_empty() {
-            self.near.poll(&mut self.events);
-            if self.near.counts().completions == 0 {
-                self.far.poll(&mut Vec::new()); // until they are connected
-            }
-        }
-        match self.events.drain(..).next() {
-            Some(Event::Completed { result: Ok(()), .. }) => Ok(()),
-            other => Err(format!("{other:?}").into()),
-        }
-    }
-
-    /// Milliseconds.
-    fn fence(&mut self) -> Fallible<f64> {
-        let mut all = Vec::new();
-        for _ in 0..20 {
-            let key = self.far.grant(self.conn, self.mirror, Access::Write, Self::TERMS)?;
-            let started = Instant::now();
-            self.far.revoke(key);
-            all.push(started.elapsed().as_secs_f64() * 1e3);
-        }
-        Ok(median(&all))
-    }
-}
-
-fn mapping() -> Fallible<Arc<Mapping>> {
-    let file = fs::File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);
-    file.set_len(STREAM_SIZE as u64)?;
-    Ok(Arc::new(Mapping::new(&file, STREAM_SIZE)?))
 }
 
 /// Runs both ends of a perftest program on this machine and answers one column of its result.

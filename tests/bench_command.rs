@@ -4,16 +4,43 @@
 mod common;
 
 use std::{
+    fs,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
 };
 
-use common::{RINGKEEP, Ring, command, refused};
+use common::{
+    RINGKEEP, Ring, command,
+    redis::{FakeRedis, Manner},
+    refused,
+};
 use ringkeep::demo::ring;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn json(bytes: &[u8]) -> serde_json::Value {
     serde_json::from_slice(bytes).unwrap()
+}
+
+/// The binary without a server and without anything that this process's environment says.
+fn alone(args: &[&str]) -> Command {
+    let mut command = ring::clean(Command::new(RINGKEEP));
+    command.args(args).env_remove("REDISCLI_AUTH").stdin(Stdio::null());
+    command
+}
+
+fn median(row: &serde_json::Value) -> f64 {
+    row["median_ns"].as_u64().unwrap() as f64
+}
+
+/// A ratio that a row tells is that of two medians.
+#[track_caller]
+fn is_ratio(told: &serde_json::Value, of: &serde_json::Value, to: &serde_json::Value) {
+    let ratio = told.as_f64().unwrap();
+    assert!((ratio - median(of) / median(to)).abs() < 1e-6, "{told}: {of} {to}");
+}
+
+fn names(rows: &[serde_json::Value]) -> Vec<&str> {
+    rows.iter().map(|row| row["what"].as_str().unwrap()).collect()
 }
 
 fn nothing_is_left(ring: &Ring) {
@@ -39,11 +66,11 @@ fn commits_on_a_running_ring_are_timed_beside_their_limit() {
         let rows = report["rows"].as_array().unwrap();
         assert_eq!(rows.len(), 4, "two sizes, each with its limit");
         for pair in rows.chunks(2) {
-            let median = |row: &serde_json::Value| row["median_ns"].as_u64().unwrap() as f64;
             let [timed, limit] = [&pair[0], &pair[1]];
             assert_eq!((&timed["iterations"], &limit["iterations"]), (&16.into(), &16.into()));
-            let ratio = timed["of_limit"].as_f64().unwrap();
-            assert!((ratio - median(timed) / median(limit)).abs() < 1e-6, "{timed} {limit}");
+            is_ratio(&timed["of_limit"], timed, limit);
+            assert_eq!((&timed["is_limit"], &limit["is_limit"]), (&false.into(), &true.into()));
+            assert!(timed.get("of_ringkeep").is_none(), "nothing is compared here");
             assert!(timed["min_ns"].as_u64() <= timed["p99_ns"].as_u64());
             assert!(limit["of_limit"].is_null());
         }
@@ -61,8 +88,7 @@ fn a_state_that_somebody_left_is_restored_in_each_way() {
     let args = ["bench", "restore", "--iterations", "8", "--sizes", "1,64KiB", "--json"];
     let report = json(&ring.ok(0, &args));
     let rows = report["rows"].as_array().unwrap();
-    let what: Vec<_> = rows.iter().map(|row| row["what"].as_str().unwrap()).collect();
-    assert_eq!(what, ["mapped", "mapped and verified", "checksum"].repeat(2));
+    assert_eq!(names(rows), ["mapped", "mapped and verified", "checksum"].repeat(2));
     assert!(rows.iter().all(|row| row["iterations"] == 8));
     nothing_is_left(&ring);
 
@@ -86,13 +112,218 @@ fn without_a_server_it_starts_a_ring_of_its_own() {
 
 #[test]
 fn the_limits_need_no_server() {
-    let mut command = ring::clean(Command::new(RINGKEEP));
-    command.args(["bench", "transport", "--iterations", "8", "--sizes", "1,64KiB"]);
+    let args = ["bench", "transport", "--iterations", "8", "--sizes", "1,64KiB", "--transport"];
+    let output = alone(&[&args[..], &["tcp", "--json"]].concat()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = json(&output.stdout);
+    let rows = report["rows"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row["iterations"] == 8 && row["is_limit"] == true));
+    let (small, large) = rows.split_at(rows.len() / 2);
+    assert_eq!(names(small), names(large));
+    let always = ["round trip of TCP, asleep", "one of a stream of TCP", "copy into 4 KiB pages"];
+    assert!(always.iter().all(|name| names(small).contains(name)), "{rows:?}");
+    // A huge page that is not there is told, not timed.
+    let is_timed = names(small).iter().any(|name| name.contains("MiB pages"));
+    assert_ne!(is_timed, String::from_utf8_lossy(&output.stderr).contains("no huge page"));
+    assert!(!names(small).iter().any(|name| name.contains("RDMA")));
+}
+
+#[test]
+fn a_device_that_is_demanded_is_timed_or_its_absence_told() {
+    let args = ["bench", "transport", "--iterations", "8", "--sizes", "64", "--transport", "rdma"];
+    let output = alone(&args).output().unwrap();
+    if output.status.success() {
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("RDMA write") && text.contains("one of a stream of RDMA"), "{text}");
+    } else {
+        assert!(refused(&output, 1).contains("--transport rdma"));
+    }
+}
+
+const COMPARE: [&str; 7] =
+    ["bench", "compare", "--iterations", "8", "--sizes", "64,16KiB", "--json"];
+
+#[test]
+fn a_commit_is_compared_with_what_people_have() {
+    let ring = Ring::start(2);
+    ring.protected();
+    let redis = FakeRedis::start(Manner::Replicas(1));
+    // On whatever disk this is built on.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (dir, address) = (dir.path().to_str().unwrap(), redis.address.to_string());
+    let args = [&COMPARE[..], &["--dir", dir, "--redis", &address]].concat();
+    let report = json(&ring.ok(0, &args));
+    let files = report["beside"]["files"].as_array().unwrap();
+    let kinds: Vec<_> = files.iter().map(|file| file["file_system"].as_str().unwrap()).collect();
+    assert_eq!(*kinds.last().unwrap(), "tmpfs");
+    assert_eq!(report["beside"]["redis"]["version"], "9.8.7");
+    assert_eq!(report["beside"]["redis"]["appends_to_disk"], false);
+
+    let rows = report["rows"].as_array().unwrap();
+    let mut wanted = vec!["ringkeep mirrored commit", "copy, round trip of TCP"];
+    let of_files: Vec<_> =
+        kinds.iter().map(|kind| format!("file, fsync, rename ({kind})")).collect();
+    wanted.push("Redis SET + WAIT 1");
+    wanted.extend(of_files.iter().map(String::as_str));
+    assert_eq!(names(rows), wanted.repeat(2), "two sizes");
+    for rows in rows.chunks(wanted.len()) {
+        let [ours, limit, redis, ..] = rows else { panic!("{rows:?}") };
+        for row in rows {
+            assert_eq!(row["iterations"], 8);
+            is_ratio(&row["of_ringkeep"], row, ours);
+        }
+        assert_eq!(ours["of_ringkeep"], 1.0);
+        is_ratio(&ours["of_limit"], ours, limit);
+        is_ratio(&redis["of_limit"], redis, limit);
+        assert!(rows[3..].iter().all(|file| file["of_limit"].is_null()));
+    }
+    nothing_is_left(&ring);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+    let heard = redis.heard();
+    assert_eq!(heard[0].split(' ').next(), Some("SET"));
+    assert!(heard.last().unwrap().starts_with("DEL "), "{heard:?}");
+}
+
+#[test]
+fn a_redis_that_cannot_take_part_is_told_and_what_to_do() {
+    let compare = |address: &str, password: Option<&str>| {
+        let mut command = alone(&[&COMPARE[..], &["--redis", address]].concat());
+        password.map(|password| command.env("REDISCLI_AUTH", password));
+        refused(&command.output().unwrap(), 1)
+    };
+    let fake = |manner| FakeRedis::start(manner).address.to_string();
+    let line = compare(&fake(Manner::Replicas(0)), None);
+    assert!(line.contains("WAIT 1 answered 0") && line.contains("--replicaof"), "{line}");
+    let line = compare(&fake(Manner::Closes), None);
+    assert!(line.contains("closed the connection"), "{line}");
+    let line = compare(&fake(Manner::Nonsense), None);
+    assert!(line.contains("no answer of Redis"), "{line}");
+    let locked = fake(Manner::Password("secret"));
+    let line = compare(&locked, None);
+    assert!(line.contains("NOAUTH") && line.contains("REDISCLI_AUTH"), "{line}");
+    assert!(compare(&locked, Some("wrong")).contains("WRONGPASS"));
+
+    let nobody = "unix:/dev/null/no.sock";
+    let line = compare(nobody, None);
+    assert!(line.contains(nobody) && line.contains("--redis start"), "{line}");
+    for garbage in ["redis", "host:port", "unix:", ":1"] {
+        let output = alone(&[&COMPARE[..], &["--redis", garbage]].concat()).output().unwrap();
+        assert!(refused(&output, 2).contains("HOST:PORT"));
+    }
+    let nowhere = alone(&["bench", "compare", "--dir", "/proc/self/status"]).output().unwrap();
+    assert!(refused(&nowhere, 1).contains("--dir"));
+}
+
+#[test]
+fn a_replica_that_is_dropped_for_a_large_state_is_told() {
+    let ring = Ring::start(2);
+    ring.protected();
+    let redis = FakeRedis::start(Manner::ReplicaUpTo(1000));
+    let address = redis.address.to_string();
+    let args = [&COMPARE[..], &["--redis", &address, "--dir", "/dev/shm", "-q"]].concat();
+    let line = refused(&ring.run(0, &args), 1);
+    assert!(line.contains("16384 bytes") && line.contains("client-output-buffer-limit"), "{line}");
+    nothing_is_left(&ring);
+}
+
+/// Where there is one; else the refusal says what to install.
+#[test]
+fn a_real_redis_and_its_replica_are_started_and_stopped() {
+    let args = [&COMPARE[..], &["--redis", "start", "--dir", "/dev/shm", "-q"]].concat();
+    let mut command = alone(&args);
+    if Command::new("redis-server").arg("--version").output().is_err() {
+        let line = refused(&command.output().unwrap(), 1);
+        assert!(line.contains("redis-server") && line.contains("install"), "{line}");
+        eprintln!("NOT TESTED: no redis-server");
+        return;
+    }
     let output = command.output().unwrap();
-    assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(text.lines().count(), 1 + 2 * 5, "{text}");
-    assert!(text.lines().skip(1).all(|line| line.split_whitespace().any(|word| word == "8")));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = json(&output.stdout);
+    assert_eq!(report["beside"]["redis"]["started"], true);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(names(rows).iter().filter(|name| name.starts_with("Redis")).count(), 2);
+    assert_eq!(report["beside"]["files"].as_array().unwrap().len(), 1, "memory is named once");
+    let address = report["beside"]["redis"]["address"].as_str().unwrap();
+    assert!(std::net::TcpStream::connect(address).is_err(), "it ended with the measurement");
+}
+
+#[test]
+fn a_failure_is_measured_on_a_ring_of_its_own() {
+    let tmp = tempfile::tempdir().unwrap();
+    let plot = tmp.path().join("failover.svg");
+    let mut args = vec!["bench", "failover", "--iterations", "2", "--detection", "fast", "--json"];
+    args.extend(["--sizes", "1,64KiB", "--checkpoints", "3", "--transport", "tcp", "--plot"]);
+    let output = alone(&args).arg(&plot).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = json(&output.stdout);
+    assert_eq!(report["failure"]["silence_ns"], 40_000_000);
+    let rows = report["rows"].as_array().unwrap();
+    let wanted = [
+        "server dead: new view",
+        "server dead: state served",
+        "server dead: two copies again",
+        "service dead: state served",
+        "process gone, checksum",
+    ];
+    assert_eq!(names(rows), wanted.repeat(2));
+    for rows in rows.chunks(wanted.len()) {
+        assert!(rows.iter().all(|row| row["iterations"] == 2));
+        assert!(median(&rows[0]) <= median(&rows[1]) && median(&rows[1]) <= median(&rows[2]));
+        let of_limit = rows[0]["of_limit"].as_f64().unwrap();
+        assert!((of_limit - median(&rows[0]) / 40e6).abs() < 1e-6);
+        is_ratio(&rows[3]["of_limit"], &rows[3], &rows[4]);
+    }
+    let svg = fs::read_to_string(&plot).unwrap();
+    assert!(wanted.iter().all(|name| svg.contains(name)), "{svg}");
+}
+
+#[test]
+fn a_server_that_is_only_silent_is_missed_later() {
+    let mut args = vec!["bench", "failover", "--iterations", "1", "--detection", "fast"];
+    args.extend(["--silent", "--sizes", "1", "--transport", "tcp", "--json"]);
+    let output = alone(&args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = json(&output.stdout);
+    assert_eq!(report["failure"]["signal"], "SIGSTOP");
+    // Two heartbeats are what a closed port needs; silence alone lasts longer before it counts.
+    assert!(median(&report["rows"][0]) > 40e6, "{report}");
+}
+
+#[test]
+fn servers_of_somebody_are_never_killed() {
+    let ring = Ring::start(2);
+    ring.protected();
+    let line = refused(&ring.run(0, &["bench", "failover"]), 2);
+    assert!(line.contains("a server runs at") && line.contains("kills servers"), "{line}");
+    let pid = ring.node(0).pid();
+    ring.protected();
+    assert_eq!(ring.node(0).pid(), pid);
+    let nobody = alone(&["bench", "failover", "--socket", "/dev/null/no.sock"]).output().unwrap();
+    assert!(refused(&nobody, 2).contains("--socket"));
+}
+
+#[test]
+fn a_plot_names_every_contender_and_appears_whole_or_not_at_all() {
+    let ring = Ring::start(2);
+    ring.protected();
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("out.svg");
+    let file = path.to_str().unwrap();
+    for what in ["commit", "restore", "compare", "transport"] {
+        let args = ["bench", what, "--iterations", "8", "--sizes", "64,4KiB", "--json", "-q"];
+        let report = json(&ring.ok(0, &[&args[..], &["--plot", file]].concat()));
+        let svg = fs::read_to_string(&path).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+        let rows = report["rows"].as_array().unwrap();
+        assert!(names(rows).iter().all(|name| svg.contains(name)), "{what}: {svg}");
+        assert!(svg.contains("\n64 B\n") && svg.contains("\n4 KiB\n"), "{svg}");
+    }
+    assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing else is left behind");
+    let missing = tmp.path().join("missing/out.svg");
+    let args = ["bench", "commit", "--plot", missing.to_str().unwrap(), "--duration", "1h"];
+    let line = refused(&ring.run(0, &args), 1);
+    assert!(line.contains("missing/out.svg"), "told before anything is measured: {line}");
 }
 
 #[test]

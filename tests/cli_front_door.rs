@@ -74,7 +74,7 @@ fn every_command_explains_its_flags() {
         ("doctor", &["--json", "--cluster-key", "--listen", "--transport", "--device"]),
         ("keygen", &["--output"]),
         ("demo", &["--nodes", "--transport", "--keep", "--files-max"]),
-        ("bench", &["commit", "restore", "transport"]),
+        ("bench", &["commit", "restore", "compare", "failover", "transport"]),
         ("completions", &["bash", "zsh", "fish"]),
         ("man", &["COMMAND"]),
     ];

@@ -2,10 +2,14 @@
 
 use std::{
     collections::VecDeque,
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
-use super::{BenchError, turns::Contender};
+use super::{
+    BenchError,
+    turns::{Contender, go_on},
+};
 use crate::{
     client::{Checkpoint, Client, Durability, Options, Pending},
     region::layout::{SLOTS_MAX, SLOTS_MIN},
@@ -64,11 +68,18 @@ pub struct Commits<'a> {
 }
 
 impl<'a> Commits<'a> {
-    /// Opens the checkpoints and commits a whole state to each, which is not timed.
+    /// Opens the checkpoints and commits a whole state to each, which is not timed. `stop` ends it
+    /// between two of them.
     ///
     /// # Errors
-    /// The server refused one, or it could not be committed. None is left behind.
-    pub fn start(client: &'a Client, name: &str, work: Work) -> Result<Self, BenchError> {
+    /// The server refused one, or it could not be committed, or somebody asked to stop. None is left
+    /// behind.
+    pub fn start(
+        client: &'a Client,
+        name: &str,
+        work: Work,
+        stop: &AtomicBool,
+    ) -> Result<Self, BenchError> {
         // One more than can be on their way.
         let slots = u32::try_from(work.inflight + 1).unwrap_or(SLOTS_MAX);
         let options = Options::capacity(work.len).slots(slots.clamp(SLOTS_MIN, SLOTS_MAX));
@@ -76,6 +87,7 @@ impl<'a> Commits<'a> {
         let (services, state) = (Vec::new(), vec![7; work.len as usize]);
         let mut all = Self { client, work, services, turn: 0, count: 0, state };
         for number in 0..work.checkpoints {
+            go_on(stop)?;
             let mut checkpoint = client.open(&format!("{name}.{number}"), options.clone())?;
             let saved = checkpoint.save(&all.state, work.durability);
             all.services.push(Service { checkpoint, on_their_way: VecDeque::new() });

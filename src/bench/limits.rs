@@ -1,10 +1,12 @@
-//! What the machine can do at best: a round trip of TCP with the same bytes, a copy in memory, a
-//! checksum.
+//! What the machine can do at best: a round trip of TCP with the same bytes, a stream of them, a copy
+//! in memory, a checksum.
 
 use std::{
+    fs,
     hint::black_box,
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +18,10 @@ use rustix::{
 use twox_hash::XxHash3_64;
 
 use super::{BenchError, turns::Contender};
+use crate::region::{
+    files::{Backing, Places},
+    mapping::Mapping,
+};
 
 /// How somebody waits for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,17 +50,73 @@ impl PingPong {
     /// # Errors
     /// The system refused a connection.
     pub fn start(len: usize, waiting: Waiting) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let near = TcpStream::connect(listener.local_addr()?)?;
-        let (far, _) = listener.accept()?;
-        let mut far = Waiter::new(far, waiting)?;
-        thread::Builder::new().name("echo".to_owned()).spawn(move || {
-            let mut mirror = vec![1; len];
-            // Ends with the other side.
-            while far.read_exact(&mut mirror).is_ok() && far.write_all(&[1]).is_ok() {}
-        })?;
+        let stream = echo(len, waiting)?;
         let (state, own_copy) = (vec![7; len], vec![1; len]);
-        Ok(Self { stream: Waiter::new(near, waiting)?, state, own_copy })
+        Ok(Self { stream, state, own_copy })
+    }
+}
+
+/// A connection to somebody who receives `len` bytes at a time and answers each time with one.
+fn echo(len: usize, waiting: Waiting) -> io::Result<Waiter> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
+    let mut far = Waiter::new(far, waiting)?;
+    thread::Builder::new().name("echo".to_owned()).spawn(move || {
+        let mut mirror = vec![1; len];
+        // Ends with the other side.
+        while far.read_exact(&mut mirror).is_ok() && far.write_all(&[1]).is_ok() {}
+    })?;
+    Waiter::new(near, waiting)
+}
+
+/// Bytes one way and no waiting for each answer: what a copy of something large cannot do without.
+#[derive(Debug)]
+pub struct Stream {
+    stream: Waiter,
+    state: Vec<u8>,
+    window: u64,
+    unanswered: u64,
+}
+
+impl Stream {
+    /// Over loopback TCP, as [`PingPong`]; so many bytes at a time, and as many of these under way
+    /// as keep it busy.
+    ///
+    /// # Errors
+    /// The system refused a connection.
+    pub fn start(len: usize, waiting: Waiting) -> io::Result<Self> {
+        /// More than the sockets' buffers take.
+        const UNDER_WAY_BYTES: u64 = 8 << 20;
+        /// Their answers lie in a buffer, too.
+        const UNDER_WAY_MAX: u64 = 1024;
+        let window = (UNDER_WAY_BYTES / len as u64).clamp(2, UNDER_WAY_MAX);
+        Ok(Self { stream: echo(len, waiting)?, state: vec![7; len], window, unanswered: 0 })
+    }
+
+    fn answer(&mut self) -> io::Result<()> {
+        self.unanswered -= 1;
+        self.stream.read_exact(&mut [0])
+    }
+}
+
+/// A step is from one answer to the next: what one of many takes, not how long each is under way.
+impl Contender for Stream {
+    fn step(&mut self) -> Result<Duration, BenchError> {
+        let began = Instant::now();
+        while self.unanswered < self.window {
+            self.stream.write_all(black_box(&self.state))?;
+            self.unanswered += 1;
+        }
+        self.answer()?;
+        Ok(began.elapsed())
+    }
+
+    fn settle(&mut self) -> Result<(), BenchError> {
+        while self.unanswered > 0 {
+            self.answer()?;
+        }
+        Ok(())
     }
 }
 
@@ -167,9 +229,84 @@ impl Contender for Memory {
     }
 }
 
+/// A copy into a region's memory.
+#[derive(Debug)]
+pub struct Pages {
+    from: Vec<u8>,
+    to: Mapping,
+}
+
+impl Pages {
+    /// So many bytes into ordinary pages, as small regions have. `dir` is on tmpfs.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn ordinary(dir: &Path, len: usize) -> io::Result<Self> {
+        Ok(Self::of(&Places { dir: dir.to_owned(), huge: None }, len, 1)?.1)
+    }
+
+    /// So many bytes into huge pages, as large regions have where the machine has some to give, and
+    /// how large one is; else none.
+    ///
+    /// # Errors
+    /// There is no room for them in ordinary pages either.
+    pub fn huge(dir: &Path, len: usize) -> io::Result<Option<(u64, Self)>> {
+        let places = Places::prepare(dir, &fs::read_to_string("/proc/mounts")?)?;
+        let Some((huge_dir, page)) = &places.huge else { return Ok(None) };
+        // Less than a page would not lie in a huge one.
+        let made = Self::of(&places, len, *page);
+        fs::remove_dir(huge_dir)?;
+        let (backing, pages) = made?;
+        Ok((backing == Backing::Hugetlbfs).then_some((*page, pages)))
+    }
+
+    /// The file's name is gone at once: the mapping keeps the memory for as long as it is needed.
+    fn of(places: &Places, len: usize, len_min: u64) -> io::Result<(Backing, Self)> {
+        let made = places.create("pages", len_min.max(len as u64)).map_err(io::Error::other)?;
+        let mapped = Mapping::new(&made.file, made.bytes as usize);
+        fs::remove_file(&made.path)?;
+        Ok((made.backing, Self { from: vec![7; len], to: mapped? }))
+    }
+}
+
+impl Contender for Pages {
+    fn step(&mut self) -> Result<Duration, BenchError> {
+        let began = Instant::now();
+        self.to.write_at(0, black_box(&self.from)).map_err(io::Error::other)?;
+        Ok(began.elapsed())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_that_settles_has_its_answers_and_goes_on() {
+        for len in [1, 100_000, 16 << 20] {
+            let mut stream = Stream::start(len, Waiting::Looking(Duration::ZERO)).unwrap();
+            for _ in 0..2 {
+                (0..3).for_each(|_| assert!(stream.step().is_ok()));
+                assert_eq!(stream.unanswered, stream.window - 1);
+                stream.settle().unwrap();
+                assert_eq!(stream.unanswered, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_take_the_bytes_and_leave_nothing_behind() {
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dir = tmp.path().join("dir");
+        let huge = Pages::huge(&dir, 5).unwrap().into_iter().map(|(_, pages)| pages);
+        for mut pages in huge.chain([Pages::ordinary(&dir, 5).unwrap()]) {
+            assert!(pages.step().is_ok());
+            let mut there = [0; 5];
+            pages.to.read_at(0, &mut there).unwrap();
+            assert_eq!(there, [7; 5]);
+        }
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
 
     #[test]
     fn every_way_of_waiting_gets_all_bytes_there_and_an_answer_back() {

@@ -1,4 +1,4 @@
-//! Rows as perftest prints them, with the ratio to the limit at their end.
+//! Rows as perftest prints them, with ratios at their end.
 
 use serde::Serialize;
 
@@ -29,8 +29,13 @@ pub struct Row {
     pub per_second: f64,
     /// What changed, in bytes a second.
     pub bytes_per_second: f64,
-    /// How often the median of the limit fits into this one's; none for a limit.
+    /// It is what the machine can do at best, beside which another row stands.
+    pub is_limit: bool,
+    /// How often the median of the limit fits into this one's; none where there is no limit.
     pub of_limit: Option<f64>,
+    /// How often the median of ringkeep fits into this one's; only where contenders are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_ringkeep: Option<f64>,
 }
 
 impl Row {
@@ -49,14 +54,33 @@ impl Row {
             max_ns: times.histogram.max(),
             per_second,
             bytes_per_second: per_second * changed_bytes as f64,
+            is_limit: false,
             of_limit: None,
+            of_ringkeep: None,
         }
+    }
+
+    /// The same, as what others stand beside.
+    #[must_use]
+    pub fn as_limit(self) -> Self {
+        Self { is_limit: true, ..self }
     }
 
     /// The same, beside its limit.
     #[must_use]
-    pub fn beside(mut self, limit: &Row) -> Self {
-        self.of_limit = Some(self.median_ns as f64 / limit.median_ns.max(1) as f64);
-        self
+    pub fn beside(self, limit: &Row) -> Self {
+        self.beside_median(limit.median_ns)
+    }
+
+    /// The same, beside a limit that is known, in nanoseconds.
+    #[must_use]
+    pub fn beside_median(self, limit_ns: u64) -> Self {
+        Self { of_limit: Some(self.median_ns as f64 / limit_ns.max(1) as f64), ..self }
+    }
+
+    /// The same, compared with ringkeep's row.
+    #[must_use]
+    pub fn compared_with(self, ours: &Row) -> Self {
+        Self { of_ringkeep: Some(self.median_ns as f64 / ours.median_ns.max(1) as f64), ..self }
     }
 }

@@ -66,6 +66,20 @@ impl Times {
         Self { histogram, busy: Duration::ZERO }
     }
 
+    /// Of steps that were timed one by one, elsewhere.
+    pub fn of(steps: impl IntoIterator<Item = Duration>) -> Self {
+        let mut times = Self::new();
+        for took in steps {
+            times.record(took);
+            times.busy += took;
+        }
+        times
+    }
+
+    fn record(&mut self, took: Duration) {
+        self.histogram.saturating_record(took.as_nanos() as u64);
+    }
+
     /// Nanoseconds that this share of the steps did not exceed.
     pub fn quantile(&self, share: f64) -> u64 {
         self.histogram.value_at_quantile(share)
@@ -87,12 +101,38 @@ pub fn take_turns<const N: usize>(
     stop: &AtomicBool,
 ) -> Result<[Times; N], BenchError> {
     let mut times = std::array::from_fn(|_| Times::new());
+    rounds(&mut contenders, &mut times, budget, stop)?;
+    Ok(times)
+}
+
+/// The same for contenders whose number is known only now.
+///
+/// # Errors
+/// As [`take_turns`].
+pub fn take_turns_of(
+    contenders: &mut [Box<dyn Contender + '_>],
+    budget: Budget,
+    stop: &AtomicBool,
+) -> Result<Vec<Times>, BenchError> {
+    let mut times = vec![Times::new(); contenders.len()];
+    let mut contenders: Vec<&mut dyn Contender> =
+        contenders.iter_mut().map(|contender| &mut **contender as _).collect();
+    rounds(&mut contenders, &mut times, budget, stop)?;
+    Ok(times)
+}
+
+fn rounds(
+    contenders: &mut [&mut dyn Contender],
+    times: &mut [Times],
+    budget: Budget,
+    stop: &AtomicBool,
+) -> Result<(), BenchError> {
     for _ in 0..ROUNDS {
-        for (contender, times) in contenders.iter_mut().zip(&mut times) {
+        for (contender, times) in contenders.iter_mut().zip(&mut *times) {
             turn(&mut **contender, budget, times, stop)?;
         }
     }
-    Ok(times)
+    Ok(())
 }
 
 fn turn(
@@ -102,20 +142,26 @@ fn turn(
     stop: &AtomicBool,
 ) -> Result<(), BenchError> {
     for _ in 0..budget.warm_up {
+        go_on(stop)?;
         contender.step()?;
     }
     let began = Instant::now();
     let mut steps = 0;
     while !budget.is_spent(steps, began) {
-        if stop.load(Ordering::Relaxed) {
-            return Err(BenchError::Interrupted);
-        }
-        let took = contender.step()?;
-        times.histogram.saturating_record(took.as_nanos() as u64);
+        go_on(stop)?;
+        times.record(contender.step()?);
         steps += 1;
     }
     times.busy += began.elapsed();
     contender.settle()
+}
+
+/// An error once somebody asked to stop.
+pub(super) fn go_on(stop: &AtomicBool) -> Result<(), BenchError> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(BenchError::Interrupted),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -157,5 +203,8 @@ mod tests {
         let budget = Budget { steps: None, time: Duration::MAX, warm_up: 0 };
         let stopped = take_turns([&mut a], budget, &AtomicBool::new(true));
         assert!(matches!(stopped, Err(BenchError::Interrupted)));
+        let budget = Budget { warm_up: u64::MAX, ..budget };
+        let stopped = take_turns([&mut a], budget, &AtomicBool::new(true));
+        assert!(matches!(stopped, Err(BenchError::Interrupted)), "nor while warming up");
     }
 }

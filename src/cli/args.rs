@@ -9,7 +9,7 @@ use super::values::{
     Detection, DurabilityChoice, LogFormat, Period, Poll, Size, TransportChoice, parse_duration,
     parse_interval, parse_percent,
 };
-use crate::name::Name;
+use crate::{bench::redis, name::Name};
 
 const TOP_HELP: &str = "\
 Exit status:
@@ -84,6 +84,8 @@ pub enum Command {
     Bench(BenchArgs),
     #[command(hide = true)]
     DemoService(DemoServiceArgs),
+    #[command(hide = true)]
+    BenchService(BenchServiceArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -379,9 +381,10 @@ pub struct DemoArgs {
 Examples:
   ringkeep bench commit                                    mirrored commits of 8 B to 16 MiB
   ringkeep bench commit --sizes 256MiB --dirty 1           one percent of a large state changes
-  ringkeep bench commit --durability local --sizes 4KiB
   ringkeep bench commit --json > commit.json
   ringkeep bench restore --sizes 4KiB,256MiB               a service comes back
+  ringkeep bench compare --redis start --plot compare.svg  beside files and Redis, as a picture, too
+  ringkeep bench failover --detection fast                 a server dies, a service dies
   ringkeep bench transport --poll busy                     the limits by themselves")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -393,6 +396,8 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     Commit(BenchCommitArgs),
     Restore(BenchRestoreArgs),
+    Compare(BenchCompareArgs),
+    Failover(BenchFailoverArgs),
     Transport(BenchTransportArgs),
 }
 
@@ -401,6 +406,12 @@ pub enum BenchCommand {
 /// The limit of a mirrored commit is a round trip of TCP with the same bytes, a copy in memory before
 /// it; that of a local one a copy and a checksum.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep bench commit --sizes 64,4KiB,1MiB
+  ringkeep bench commit --durability local --sizes 4KiB
+  ringkeep bench commit --checkpoints 1000 --sizes 4KiB
+  ringkeep bench commit --plot commit.svg")]
 pub struct BenchCommitArgs {
     #[command(flatten)]
     pub measure: MeasureArgs,
@@ -430,6 +441,10 @@ pub struct BenchCommitArgs {
 /// servers are started for this, from another node. The limits are a checksum of as many bytes, and a
 /// round trip of TCP with them.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep bench restore --sizes 4KiB,256MiB
+  ringkeep bench restore --plot restore.svg")]
 pub struct BenchRestoreArgs {
     #[command(flatten)]
     pub measure: MeasureArgs,
@@ -438,11 +453,101 @@ pub struct BenchRestoreArgs {
     pub transport: TransportChoice,
 }
 
-/// Time the limits: TCP over loopback in three ways of waiting, a copy in memory, a checksum.
+/// Time a mirrored commit beside what people have instead.
+///
+/// A file that is replaced (write, fsync, rename, fsync of its directory) on a disk and in memory: one
+/// copy, on one node. Redis with a replica, SET and WAIT 1 in one write: two copies. All take turns
+/// with ringkeep and with its limit; `of ringkeep` is how often ringkeep's median fits into another
+/// one's.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+A Redis that wants a password is given that of the environment variable REDISCLI_AUTH, as by
+redis-cli. What is written there is one key, ringkeep-bench-PID, removed afterwards.
+
+Examples:
+  ringkeep bench compare --dir /var/lib                   files on that disk
+  ringkeep bench compare --redis start                    a Redis and its replica for the time of this
+  ringkeep bench compare --redis 127.0.0.1:6379 --sizes 64,4KiB,64KiB
+  ringkeep bench compare --redis unix:/run/redis.sock --plot compare.svg")]
+pub struct BenchCompareArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    /// Where files are replaced; name a directory on the disk that a service would use
+    #[arg(long, default_value = ".")]
+    pub dir: PathBuf,
+    /// A Redis server that has a replica; `start` has both started for the time of the measurement
+    #[arg(long, value_name = "HOST:PORT|unix:PATH|start")]
+    pub redis: Option<redis::Address>,
+    /// How bytes travel between servers that are started for this
+    #[arg(long, value_enum, default_value = "auto")]
+    pub transport: TransportChoice,
+}
+
+/// Time how a ring goes on without a server, and a node without a service.
+///
+/// Starts a ring of three real servers, commits a state, and kills its server: until every survivor
+/// has the new view, until the state is opened and verified on the node that has the copy, until
+/// everything has two copies again. All three from the kill. Then it kills a service, a process of its
+/// own: until somebody else on its node has mapped and verified the state.
+///
+/// The limit of the first is what --detection allows before a neighbour is suspected; it counts from
+/// the last heartbeat, so the ratio can be below 1. The limit of the last is the time until the system
+/// has taken the process away, and a checksum of the state.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It kills servers, so it never uses one that runs: it wants none there, and no --socket.
+
+Examples:
+  ringkeep bench failover
+  ringkeep bench failover --detection fast --sizes 4KiB,64MiB,512MiB
+  ringkeep bench failover --silent                         as without power: nobody closes connections
+  ringkeep bench failover --checkpoints 1000 --sizes 4KiB --iterations 3")]
+pub struct BenchFailoverArgs {
+    /// Bytes of state
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "4KiB,64MiB")]
+    pub sizes: Vec<Size>,
+    /// How often each is killed
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub iterations: u32,
+    /// How long a neighbour may be silent before the ring goes on without it
+    #[arg(long, value_enum, default_value = "normal")]
+    pub detection: Detection,
+    /// How many checkpoints of that size the state is
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub checkpoints: u32,
+    /// The server stops without a word (SIGSTOP) instead of being killed (SIGKILL), whose connections
+    /// the system closes
+    #[arg(long)]
+    pub silent: bool,
+    /// How bytes travel between the servers
+    #[arg(long, value_enum, default_value = "auto")]
+    pub transport: TransportChoice,
+    #[command(flatten)]
+    pub plot: PlotFlag,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+/// Time the limits.
+///
+/// TCP over loopback: a round trip in three ways of waiting, and one of a stream. A copy in memory, and
+/// into the pages that regions lie in: ordinary ones, and huge ones where the machine has some to give.
+/// A checksum. And where there is an RDMA device, a write from its post to its completion, and one of a
+/// stream.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ringkeep bench transport
+  ringkeep bench transport --sizes 1MiB,16MiB --plot limits.svg
+  ringkeep bench transport --transport rdma                fails unless a device can be used")]
 pub struct BenchTransportArgs {
     #[command(flatten)]
     pub measure: MeasureArgs,
+    /// Whether an RDMA device is timed, too: where there is one, always, or never
+    #[arg(long, value_enum, default_value = "auto")]
+    pub transport: TransportChoice,
 }
 
 /// What every measurement has.
@@ -472,7 +577,28 @@ pub struct MeasureArgs {
     #[arg(long, value_name = "N")]
     pub cpu: Option<usize>,
     #[command(flatten)]
+    pub plot: PlotFlag,
+    #[command(flatten)]
     pub output: JsonFlag,
+}
+
+/// Output to look at.
+#[derive(Debug, Args)]
+pub struct PlotFlag {
+    /// Draw the table, too: the time by the size, both in powers
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+/// The service of a measurement, a process of its own, which is killed.
+#[derive(Debug, Args)]
+pub struct BenchServiceArgs {
+    /// Bytes in each checkpoint
+    #[arg(long)]
+    pub bytes: u64,
+    /// How many checkpoints
+    #[arg(long)]
+    pub checkpoints: u32,
 }
 
 /// The service of the demo, a process of its own. It speaks JSON lines.

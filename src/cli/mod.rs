@@ -58,6 +58,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Keygen(args) => keygen::run(&args),
         Command::Demo(args) => demo::run(&global, &args),
         Command::Bench(args) => bench::run(&global, &args),
+        Command::BenchService(args) => bench::service(&global, &args),
         Command::DemoService(args) => demo::service(&global, &args),
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),

@@ -1,4 +1,5 @@
-//! A progress bar for transfers, for people only and not for short ones.
+//! Progress bars, for people only: of transfers that are not short, and of steps that each take a
+//! while.
 
 use std::{
     io::{self, IsTerminal, Read},
@@ -9,6 +10,19 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A transfer shorter than this shows nothing.
 const DELAY: Duration = Duration::from_secs(1);
+
+/// A bar of so many steps, on standard error if that is a terminal.
+pub fn steps(what: &'static str, total: u64, quiet: bool) -> ProgressBar {
+    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    // A constant; one that indicatif refused would only look plainer.
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what);
+    bar.tick();
+    bar
+}
 
 /// Counts bytes; draws them on standard error once the transfer has taken a second, if standard
 /// error is a terminal. Dropping it clears the bar.

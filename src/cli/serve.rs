@@ -7,12 +7,12 @@ use super::{
     config::{self, FileConfig, FileError, Machine, ServeConfig},
     exit::{Exit, Failure, Outcome},
     uid,
-    values::{Detection, Poll},
+    values::Poll,
 };
 use crate::{
     cluster_key::{ClusterKey, ReadKeyError},
     doctor::facts,
-    membership, paths,
+    paths,
     server::{self, data_plane::Waiting},
 };
 
@@ -45,11 +45,7 @@ fn serve(config: ServeConfig, key: Option<ClusterKey>) -> Outcome {
         dir: config.dir,
         memory_bytes: config.memory_bytes_max,
         waiting: Waiting { spin, cpu: config.cpu, ..Waiting::default() },
-        membership: match config.detection {
-            Detection::Fast => membership::Config::fast(),
-            Detection::Normal => membership::Config::default(),
-            Detection::Patient => membership::Config::patient(),
-        },
+        membership: config.detection.into(),
         metrics: config.metrics,
         key,
         transport: config.transport.into(),

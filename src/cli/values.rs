@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::{client::Durability, server::Policy};
+use crate::{client::Durability, membership, server::Policy};
 
 /// The shortest time between two looks.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -143,6 +143,16 @@ pub enum Detection {
     Normal,
     /// At least 3 s: overloaded or emulated nodes
     Patient,
+}
+
+impl From<Detection> for membership::Config {
+    fn from(profile: Detection) -> Self {
+        match profile {
+            Detection::Fast => Self::fast(),
+            Detection::Normal => Self::default(),
+            Detection::Patient => Self::patient(),
+        }
+    }
 }
 
 /// `--durability`.

@@ -4,6 +4,9 @@ use std::{ops::Add, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+/// A neighbour whose port is closed may be silent for so many heartbeats.
+const REFUSED_BEATS: u32 = 2;
+
 /// Nanoseconds of a clock that never goes back while the machine is up, also not when the process
 /// restarts (on Linux `CLOCK_BOOTTIME` or `CLOCK_MONOTONIC`). Only differences count.
 #[derive(
@@ -64,6 +67,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How long a neighbour whose port is closed may be silent before it is suspected.
+    pub fn silence_when_refused(&self) -> Duration {
+        self.heartbeat_interval * REFUSED_BEATS
+    }
+
     /// For machines that are overloaded or emulated: five times the default's waiting.
     pub fn patient() -> Self {
         Self {

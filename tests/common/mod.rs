@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod network;
 pub mod payload;
 pub mod raw;
+pub mod redis;
 pub mod servers;
 pub mod terminal;
 pub mod views;

@@ -60,8 +60,6 @@ use crate::name::Name;
 
 /// A delay that was seen lately adds this many times itself.
 const MARGIN: u32 = 20;
-/// A neighbour whose port is closed may be silent for so many heartbeats.
-const REFUSED_BEATS: u32 = 2;
 /// Most accusations that one heartbeat can make: it has two neighbours to watch.
 const ACCUSED_MAX: usize = 2;
 /// Most names whose delays are remembered, and most removed neighbours that may prove to live.
@@ -278,12 +276,12 @@ impl Detector {
     }
 
     fn patience(&self, node: &NodeId, neighbour: &Neighbour) -> Duration {
-        let Config { heartbeat_interval, suspicion_after: floor, suspicion_max, .. } = self.config;
+        let Config { suspicion_after: floor, suspicion_max, .. } = self.config;
         let now = self.ran.unwrap_or_default();
         let theirs = self.delays.get(&node.name).map_or(Duration::ZERO, |longest| longest.get(now));
         let delay = theirs.max(self.own_delays.get(now));
         let full = (floor + delay * MARGIN).min(suspicion_max.max(floor));
-        if neighbour.refused { full.min(heartbeat_interval * REFUSED_BEATS) } else { full }
+        if neighbour.refused { full.min(self.config.silence_when_refused()) } else { full }
     }
 
     /// When [`Detector::poll`] may find something.

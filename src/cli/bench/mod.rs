@@ -1,35 +1,40 @@
 //! `ringkeep bench`.
 
+mod compare;
+mod failover;
+mod output;
+mod transport;
+
 use std::{
-    fmt::Write as _,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use serde::Serialize;
-
+use self::output::{Output, Report, Where};
 use super::{
     args::{
-        BenchArgs, BenchCommand, BenchCommitArgs, BenchRestoreArgs, BenchTransportArgs, Global,
+        BenchArgs, BenchCommand, BenchCommitArgs, BenchRestoreArgs, BenchServiceArgs, Global,
         MeasureArgs,
     },
-    exit::{self, Exit, Failure, Outcome},
-    print_json, signals, socket_path, this_program,
+    exit::{Exit, Failure, Outcome},
+    signals, socket_path, this_program,
     values::{Poll, Size, TransportChoice, text_of},
+    warn,
 };
 use crate::{
     bench::{
         BenchError,
         commits::{Commits, Work},
         limits::{Memory, PingPong, Waiting},
+        redis::RedisError,
         report::Row,
         restores::{Left, Way},
         turns::{Budget, Contender, take_turns},
     },
     client::{Client, Durability},
-    demo::ring::{Ring, RingError},
+    demo::ring::Ring,
     name::Name,
-    protocol::RingState,
+    protocol::{RingState, Status},
 };
 
 /// Servers of a ring that is started for a measurement.
@@ -40,24 +45,6 @@ const LOOK: Duration = Duration::from_micros(20);
 const LONG: Duration = Duration::from_secs(3600);
 /// Memory must fit several times.
 const SIZE_MAX: u64 = 4 << 30;
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    ring: Option<&'a Where>,
-    rows: Vec<Row>,
-}
-
-/// What was measured.
-#[derive(Debug, Serialize)]
-struct Where {
-    /// The servers were started for this.
-    started: bool,
-    node: String,
-    transport: String,
-    members: usize,
-    hugepages: bool,
-}
 
 /// Where to commit.
 struct Target {
@@ -72,8 +59,15 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Outcome {
     match &args.what {
         BenchCommand::Commit(args) => commit(global, args, &stop),
         BenchCommand::Restore(args) => restore(global, args, &stop),
-        BenchCommand::Transport(args) => transport(args, &stop),
+        BenchCommand::Compare(args) => compare::run(global, args, &stop),
+        BenchCommand::Failover(args) => failover::run(global, args, &stop),
+        BenchCommand::Transport(args) => transport::run(global, args, &stop),
     }
+}
+
+/// Is a service that is killed.
+pub(super) fn service(global: &Global, args: &BenchServiceArgs) -> Outcome {
+    failover::service(global, args)
 }
 
 fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Outcome {
@@ -81,32 +75,31 @@ fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Ou
     let durability = Durability::from(args.durability);
     let mirrored = durability == Durability::Mirrored;
     let target = target(global, &args.measure, args.transport, mirrored, stop)?;
-    let mut out = Output::begin(&args.measure, Some(&target.at))?;
+    let report = Report { ring: Some(target.at), ..Report::default() };
+    let title = if mirrored { "A mirrored commit" } else { "A local commit" };
+    let mut out = Output::begin(title, &args.measure.output, &args.measure.plot, report)?;
     for &Size(len) in &args.measure.sizes {
         let work = Work {
-            len,
             checkpoints: args.checkpoints as usize,
-            durability,
             inflight: usize::from(args.inflight),
             dirty_percent: args.dirty,
-            spin: if args.measure.poll == Poll::Busy { LONG } else { LOOK },
+            ..whole_state(len, durability, args.measure.poll)
         };
         let changed = work.changed_bytes();
-        let (what, name, mut limit): (_, _, Box<dyn Contender>) = match durability {
+        let (what, limit_name, mut limit): (_, _, Box<dyn Contender>) = match durability {
             Durability::Mirrored => {
                 let limit = round_trip(changed, waiting(args.measure.poll))?;
-                ("mirrored commit", "copy, round trip of TCP", Box::new(limit))
+                ("mirrored commit", output::ROUND_TRIP, Box::new(limit))
             }
             Durability::Local => {
                 let limit = Memory::copy_and_checksum(changed as usize);
                 ("local commit", "copy, checksum", Box::new(limit))
             }
         };
-        let name_of = format!("bench-{}", std::process::id());
-        let mut commits = Commits::start(&target.client, &name_of, work).map_err(failure)?;
+        let mut commits = Commits::start(&target.client, &name(), work, stop).map_err(failure)?;
         let times = take_turns([&mut commits, &mut *limit], budget(&args.measure), stop);
         let [commits, limit] = times.map_err(failure)?;
-        let limit = Row::new(name, len, changed, &limit);
+        let limit = Row::new(limit_name, len, changed, &limit).as_limit();
         let row = Row::new(what, len, changed, &commits).beside(&limit);
         if !out.row(row)? || !out.row(limit)? {
             return Ok(Exit::Done);
@@ -124,10 +117,11 @@ fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> 
         0 | 1 => Durability::Local,
         _ => Durability::Mirrored,
     };
-    let mut out = Output::begin(&args.measure, Some(&target.at))?;
+    let report = Report { ring: Some(target.at), ..Report::default() };
+    let title = "A service gets its state back";
+    let mut out = Output::begin(title, &args.measure.output, &args.measure.plot, report)?;
     for &Size(len) in &args.measure.sizes {
-        let name = format!("bench-{}", std::process::id());
-        let name = Name::new(&name).map_err(|e| Failure::new(Exit::Failed, e))?;
+        let name = Name::new(&name()).map_err(|e| Failure::new(Exit::Failed, e))?;
         let left = Left::behind(&target.client, name, len, durability).map_err(failure)?;
         let (mut mapped, mut verified, mut checksum) = (
             left.restored(&target.client, Way::Mapped),
@@ -137,7 +131,7 @@ fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> 
         let contenders: [&mut dyn Contender; 3] = [&mut mapped, &mut verified, &mut checksum];
         let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
         let row = |what: &str, times| Row::new(what, len, len, times);
-        let limit = row("checksum", &times[2]);
+        let limit = row("checksum", &times[2]).as_limit();
         let mut rows = vec![
             row("mapped", &times[0]),
             row("mapped and verified", &times[1]).beside(&limit),
@@ -148,7 +142,7 @@ fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> 
             let mut limit = round_trip(len, waiting(args.measure.poll))?;
             let contenders: [&mut dyn Contender; 2] = [&mut fetched, &mut limit];
             let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
-            let limit = row("copy, round trip of TCP", &times[1]);
+            let limit = row(output::ROUND_TRIP, &times[1]).as_limit();
             rows.extend([row("read from another node", &times[0]).beside(&limit), limit]);
         }
         for row in rows {
@@ -160,44 +154,41 @@ fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> 
     out.end()
 }
 
-fn transport(args: &BenchTransportArgs, stop: &AtomicBool) -> Outcome {
-    prepare(&args.measure)?;
-    let mut out = Output::begin(&args.measure, None)?;
-    for &Size(len) in &args.measure.sizes {
-        let mut asleep = round_trip(len, Waiting::Asleep)?;
-        let mut looking = round_trip(len, Waiting::Looking(LOOK))?;
-        let mut spinning = round_trip(len, Waiting::Spinning)?;
-        let (mut copy, mut checksum) = (Memory::copy(len as usize), Memory::checksum(len as usize));
-        let contenders: [&mut dyn Contender; 5] =
-            [&mut asleep, &mut looking, &mut spinning, &mut copy, &mut checksum];
-        let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
-        let names = [
-            "round trip of TCP, asleep",
-            "round trip of TCP, adaptive",
-            "round trip of TCP, busy",
-            "copy",
-            "checksum",
-        ];
-        for (name, times) in names.iter().zip(&times) {
-            if !out.row(Row::new(name, len, len, times))? {
-                return Ok(Exit::Done);
-            }
-        }
-    }
-    out.end()
-}
-
 fn prepare(args: &MeasureArgs) -> Result<(), Failure> {
-    if let Some(size) = args.sizes.iter().find(|size| size.0 == 0 || size.0 > SIZE_MAX) {
-        let why = format_args!("--sizes {size}: a size is 1 to {}", Size(SIZE_MAX));
-        return Err(Failure::new(Exit::Usage, why));
-    }
+    check_sizes(&args.sizes)?;
     match args.cpu {
         Some(cpu) if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) => {
             let why = format_args!("--cpu {cpu}: this program may not run on that core");
             Err(Failure::new(Exit::Usage, why).hint("`taskset -p $$` shows the cores that it may"))
         }
         _ => Ok(()),
+    }
+}
+
+fn check_sizes(sizes: &[Size]) -> Result<(), Failure> {
+    match sizes.iter().find(|size| size.0 == 0 || size.0 > SIZE_MAX) {
+        Some(size) => {
+            let why = format_args!("--sizes {size}: a size is 1 to {}", Size(SIZE_MAX));
+            Err(Failure::new(Exit::Usage, why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What the checkpoints of this measurement are called.
+fn name() -> String {
+    format!("bench-{}", std::process::id())
+}
+
+/// One service that replaces its whole state.
+fn whole_state(len: u64, durability: Durability, poll: Poll) -> Work {
+    Work {
+        len,
+        checkpoints: 1,
+        durability,
+        inflight: 1,
+        dirty_percent: 100.0,
+        spin: if poll == Poll::Busy { LONG } else { LOOK },
     }
 }
 
@@ -233,10 +224,7 @@ fn target(
             let (transport, poll) = (text_of(transport), text_of(args.poll));
             let flags = ["--poll", &poll, "--detection", "patient"];
             let ring = Ring::start_with(&program, SERVERS, &transport, &flags, Arc::clone(stop));
-            let ring = ring.map_err(|error| match error {
-                RingError::Interrupted => failure(BenchError::Interrupted),
-                error => Failure::new(Exit::Failed, error),
-            })?;
+            let ring = ring.map_err(|error| failure(error.into()))?;
             (ring.node(0).client()?, Some(ring))
         }
     };
@@ -248,19 +236,20 @@ fn target(
             .hint("start a second server, or measure with --durability local"));
     }
     if status.state == RingState::Degraded {
-        super::warn(
-            global,
-            "the ring is degraded: what is measured is not what it does when whole",
-        );
+        warn(global, "the ring is degraded: what is measured is not what it does when whole");
     }
-    let at = Where {
-        started: ring.is_some(),
+    let at = where_it_is(&status, ring.is_some());
+    Ok(Target { client, ring, at })
+}
+
+fn where_it_is(status: &Status, started: bool) -> Where {
+    Where {
+        started,
         node: status.node.to_string(),
         transport: status.transport.to_string(),
-        members,
+        members: status.view.as_ref().map_or(0, |view| view.members.len()),
         hugepages: status.hugepages,
-    };
-    Ok(Target { client, ring, at })
+    }
 }
 
 fn failure(error: BenchError) -> Failure {
@@ -269,73 +258,44 @@ fn failure(error: BenchError) -> Failure {
         BenchError::Request(error) => error.into(),
         BenchError::Commit(error) => error.into(),
         BenchError::Read(error) => error.into(),
+        BenchError::Redis(error) => redis_failure(error),
         BenchError::Interrupted => Failure::new(Exit::Failed, error)
             .hint("what was started for the measurement is stopped and removed"),
         error => Failure::new(Exit::Failed, error),
     }
 }
 
-/// Rows as they come, for people; all at once as JSON.
-struct Output<'a> {
-    json: bool,
-    report: Report<'a>,
-}
-
-impl<'a> Output<'a> {
-    fn begin(args: &MeasureArgs, ring: Option<&'a Where>) -> Result<Self, Failure> {
-        let output = Self { json: args.output.json, report: Report { ring, rows: Vec::new() } };
-        let mut text = String::new();
-        if let Some(at) = ring {
-            let whose = if at.started { "started for this" } else { "running" };
-            let pages = if at.hugepages { "huge pages" } else { "ordinary pages" };
-            let Where { node, members, transport, .. } = at;
-            let _ = writeln!(text, "{members} servers, {whose}; at {node}, {transport}, {pages}");
+/// What to do about a Redis that does not take part.
+fn redis_failure(error: RedisError) -> Failure {
+    let code = match &error {
+        RedisError::Refused { answer, .. } => answer.split(' ').next().unwrap_or_default(),
+        _ => "",
+    };
+    let hint = match &error {
+        RedisError::Start { .. } | RedisError::Ended { .. } => {
+            "install it, or name one that runs: --redis HOST:PORT"
         }
-        let _ = writeln!(
-            text,
-            "{:>11} {:<28} {:>11} {:>12} {:>15} {:>12} {:>14} {:>10} {:>9}",
-            "#bytes",
-            "",
-            "#iterations",
-            "t_min[usec]",
-            "t_median[usec]",
-            "t_p99[usec]",
-            "t_p99.9[usec]",
-            "BW[MB/s]",
-            "of limit"
-        );
-        output.say(&text)?;
-        Ok(output)
-    }
-
-    /// As [`Output::say`].
-    fn row(&mut self, row: Row) -> Result<bool, Failure> {
-        let usec = |ns: u64| ns as f64 / 1e3;
-        let text = format!(
-            "{:>11} {:<28} {:>11} {:>12.2} {:>15.2} {:>12.2} {:>14.2} {:>10.1} {:>9}\n",
-            row.bytes,
-            row.what,
-            row.iterations,
-            usec(row.min_ns),
-            usec(row.median_ns),
-            usec(row.p99_ns),
-            usec(row.p999_ns),
-            row.bytes_per_second / 1e6,
-            row.of_limit.map_or_else(String::new, |ratio| format!("{ratio:.2}x")),
-        );
-        self.report.rows.push(row);
-        self.say(&text)
-    }
-
-    /// False when nobody reads on: there is nothing to measure for.
-    fn say(&self, text: &str) -> Result<bool, Failure> {
-        Ok(self.json || exit::print_on(text)?)
-    }
-
-    fn end(self) -> Outcome {
-        match self.json {
-            true => print_json(&self.report),
-            false => Ok(Exit::Done),
+        RedisError::NoServer { .. } => "--redis start has one started for the time of this",
+        RedisError::NoReplica { .. } => {
+            "start one: `redis-server --port 6380 --replicaof HOST PORT`; or let this program start \
+             both: --redis start"
         }
-    }
+        RedisError::ReplicaLost { .. } => {
+            "a large state overruns the buffer of a replica, which is dropped then; on the server: \
+             `redis-cli CONFIG SET client-output-buffer-limit 'replica 0 0 0'`"
+        }
+        RedisError::Broken { .. } => {
+            "its log may say why; a state above proto-max-bulk-len, 512 MiB unless set, ends the \
+             connection"
+        }
+        RedisError::Refused { .. } => match code {
+            "NOAUTH" | "WRONGPASS" | "NOPERM" => {
+                "put its password into the environment variable REDISCLI_AUTH"
+            }
+            "READONLY" => "that is a replica: name its master",
+            "OOM" => "raise its maxmemory",
+            _ => "its log may say why",
+        },
+    };
+    Failure::new(Exit::Failed, error).hint(hint)
 }
