@@ -1,8 +1,11 @@
 //! What somebody does between two looks at memory that somebody else writes.
 
-use std::{sync::OnceLock, thread};
+use std::{sync::OnceLock, thread, time::Duration};
 
 use crossbeam_utils::Backoff;
+
+/// How long services and servers look before they sleep, unless told otherwise.
+pub(crate) const LOOK: Duration = Duration::from_micros(20);
 
 /// With so many cores whoever is waited for has one of its own: a service, its server, and what else
 /// the machine does.

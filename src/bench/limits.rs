@@ -57,7 +57,7 @@ impl PingPong {
 }
 
 /// A connection to somebody who receives `len` bytes at a time and answers each time with one.
-fn echo(len: usize, waiting: Waiting) -> io::Result<Waiter> {
+pub(super) fn echo(len: usize, waiting: Waiting) -> io::Result<Waiter> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let near = TcpStream::connect(listener.local_addr()?)?;
     let (far, _) = listener.accept()?;
@@ -132,7 +132,7 @@ impl Contender for PingPong {
 
 /// A socket and a way to wait for it.
 #[derive(Debug)]
-struct Waiter {
+pub(super) struct Waiter {
     stream: TcpStream,
     waiting: Waiting,
 }

@@ -12,12 +12,14 @@
 //! | [`failover`] | servers and services that die, and what goes on without them |
 //! | [`files`], [`redis`] | what people have instead: a file that is replaced, Redis with a replica |
 //! | [`limits`], `rdma` | what the machine can do: TCP, memory, checksums, an RDMA device |
+//! | [`handed`] | the round trip of TCP of whom a server stands before |
 //! | [`report`] | the rows of a table |
 //! | [`plot`] | the rows as a picture |
 
 pub mod commits;
 pub mod failover;
 pub mod files;
+pub mod handed;
 pub mod limits;
 pub mod plot;
 #[cfg(feature = "rdma")]

@@ -404,7 +404,9 @@ pub enum BenchCommand {
 /// Time commits.
 ///
 /// The limit of a mirrored commit is a round trip of TCP with the same bytes, a copy in memory before
-/// it; that of a local one a copy and a checksum.
+/// it. Beside it stands the same round trip handed to another thread, as a service hands it to its
+/// server: three that wait for each other instead of two. The limit of a local one is a copy and a
+/// checksum.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

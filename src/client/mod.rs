@@ -76,7 +76,7 @@ impl Options {
             take_over: false,
             existing: false,
             timeout: Duration::from_secs(5),
-            spin: Duration::from_micros(20),
+            spin: crate::pause::LOOK,
         }
     }
 

@@ -25,6 +25,7 @@ use crate::{
     bench::{
         BenchError,
         commits::{Commits, Work},
+        handed::HandedPingPong,
         limits::{Memory, PingPong, Waiting},
         redis::RedisError,
         report::Row,
@@ -34,13 +35,12 @@ use crate::{
     client::{Client, Durability},
     demo::ring::Ring,
     name::Name,
+    pause::LOOK,
     protocol::{RingState, Status},
 };
 
 /// Servers of a ring that is started for a measurement.
 const SERVERS: usize = 3;
-/// How long a server and its clients look before they sleep, unless told otherwise.
-const LOOK: Duration = Duration::from_micros(20);
 /// As good as for ever.
 const LONG: Duration = Duration::from_secs(3600);
 /// Memory must fit several times.
@@ -86,23 +86,30 @@ fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Ou
             ..whole_state(len, durability, args.measure.poll)
         };
         let changed = work.changed_bytes();
-        let (what, limit_name, mut limit): (_, _, Box<dyn Contender>) = match durability {
-            Durability::Mirrored => {
-                let limit = round_trip(changed, waiting(args.measure.poll))?;
-                ("mirrored commit", output::ROUND_TRIP, Box::new(limit))
-            }
-            Durability::Local => {
-                let limit = Memory::copy_and_checksum(changed as usize);
-                ("local commit", "copy, checksum", Box::new(limit))
-            }
-        };
         let mut commits = Commits::start(&target.client, &name(), work, stop).map_err(failure)?;
-        let times = take_turns([&mut commits, &mut *limit], budget(&args.measure), stop);
-        let [commits, limit] = times.map_err(failure)?;
-        let limit = Row::new(limit_name, len, changed, &limit).as_limit();
-        let row = Row::new(what, len, changed, &commits).beside(&limit);
-        if !out.row(row)? || !out.row(limit)? {
-            return Ok(Exit::Done);
+        let row = |what: &str, times| Row::new(what, len, changed, times);
+        let budget = budget(&args.measure);
+        let rows = if mirrored {
+            let waiting = waiting(args.measure.poll);
+            let mut handed =
+                HandedPingPong::start(changed as usize, waiting).map_err(|e| failure(e.into()))?;
+            let mut limit = round_trip(changed, waiting)?;
+            let contenders: [&mut dyn Contender; 3] = [&mut commits, &mut handed, &mut limit];
+            let times = take_turns(contenders, budget, stop).map_err(failure)?;
+            let limit = row(output::ROUND_TRIP, &times[2]).as_limit();
+            let handed = row("handed over, round trip", &times[1]).beside(&limit);
+            vec![row("mirrored commit", &times[0]).beside(&limit), handed, limit]
+        } else {
+            let mut limit = Memory::copy_and_checksum(changed as usize);
+            let contenders: [&mut dyn Contender; 2] = [&mut commits, &mut limit];
+            let times = take_turns(contenders, budget, stop).map_err(failure)?;
+            let limit = row("copy, checksum", &times[1]).as_limit();
+            vec![row("local commit", &times[0]).beside(&limit), limit]
+        };
+        for row in rows {
+            if !out.row(row)? {
+                return Ok(Exit::Done);
+            }
         }
     }
     out.end()

@@ -36,6 +36,7 @@ use crate::{
     membership::{NodeId, View},
     mirror::Protection,
     name::Name,
+    pause,
     region::{Region, mapping::Mapping},
     transport::{
         Access, ConnId, ConnectError, Kind, MemoryError, MemoryId, Purpose, RemoteKey, Segment,
@@ -288,7 +289,7 @@ pub struct Waiting {
 
 impl Default for Waiting {
     fn default() -> Self {
-        Self { spin: Duration::from_micros(20), cpu: None, pace: Duration::from_millis(5) }
+        Self { spin: pause::LOOK, cpu: None, pace: Duration::from_millis(5) }
     }
 }
 
