@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 /// A path may grow or shrink by so much before somebody has to look at it.
 pub(crate) const LIMIT_PERCENT: u64 = 5;
 
-/// How a change is accepted.
-pub(crate) const ACCEPT: &str = "bash tests/run instructions --accept";
-
 /// Instructions of one step of each path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {

@@ -78,6 +78,15 @@ pub(crate) fn copy(len: usize) -> impl Path {
     }
 }
 
+/// Zeros into memory that is there already.
+pub(crate) fn fill(len: usize) -> impl Path {
+    let mut bytes = vec![7u8; len];
+    move || {
+        bytes.fill(0);
+        black_box(&mut bytes);
+    }
+}
+
 /// Memory of so many bytes, zeroed, and given back.
 pub(crate) fn zeroed(len: usize) -> impl Path {
     move || {
