@@ -31,7 +31,7 @@ use rustix::{
 
 fn main() {
     pin(0);
-    divan::main();
+    divan::Divan::from_args().min_time(paths::TIME_PER_ROW).main();
 }
 
 /// Two threads on one core would measure the scheduler. A machine with one core has no choice.

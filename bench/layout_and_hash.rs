@@ -18,7 +18,7 @@ use paths::{Path, region};
 const SIZES: [usize; 6] = [64, 512, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
 
 fn main() {
-    divan::main();
+    divan::Divan::from_args().min_time(paths::TIME_PER_ROW).main();
 }
 
 fn run(bencher: Bencher<'_, '_>, len: usize, mut path: impl Path) {

@@ -21,16 +21,12 @@ mod membership_net;
 #[allow(dead_code)]
 mod paths;
 
-use std::{
-    env,
-    error::Error,
-    time::{Duration, Instant},
-};
+use std::{env, error::Error, time::Instant};
 
 use figures::{Curve, Labels, draw};
 use membership_net::{Faults, Net, QUIET};
 use paths::{
-    Path,
+    Path, TIME_PER_ROW,
     membership::{Heartbeat, Ring},
 };
 use plotters::prelude::IntoLogRange;
@@ -40,9 +36,8 @@ const SIZES: [usize; 7] = [3, 5, 10, 30, 100, 300, 1000];
 const KINDS: [&str; 7] = ["propose", "ack", "nack", "prepare", "promise", "accept", "accepted"];
 const TOLD: [&str; 2] = ["decided", "install"];
 const LIMIT_MS: u64 = 20_000;
-/// A step is timed so often at least, and for so long.
+/// A step is timed so often at least.
 const STEPS_MIN: usize = 3;
-const TIME_PER_ROW: Duration = Duration::from_millis(300);
 
 fn network(seed: u64, size: usize) -> Net {
     let mut net = Net::formed(Config::default(), seed, size);

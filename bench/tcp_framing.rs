@@ -14,7 +14,7 @@ use divan::Bencher;
 use paths::{Path, frame::Exchange};
 
 fn main() {
-    divan::main();
+    divan::Divan::from_args().min_time(paths::TIME_PER_ROW).main();
 }
 
 #[divan::bench(args = [1, 3, 30, 121])]

@@ -8,7 +8,7 @@ pub(crate) mod membership;
 pub(crate) mod mirror;
 pub(crate) mod region;
 
-use std::fs::File;
+use std::{fs::File, time::Duration};
 
 use ringkeep::region::mapping::Mapping;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -16,6 +16,9 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 /// A whole number of pages on every machine. To ask how large a page is, rustix reads what valgrind
 /// does not map.
 const PAGES: u64 = 64 << 10;
+
+/// What is timed is repeated for so long at least.
+pub(crate) const TIME_PER_ROW: Duration = Duration::from_millis(200);
 
 /// Something that is done again and again. A closure is one that needs no preparation.
 pub(crate) trait Path {
