@@ -4,7 +4,7 @@
 //! `cargo bench --bench commit_path`. Everything is in one process and on one thread: the client
 //! saves a whole state, then the server's end takes the version out of the hand-over memory, which in
 //! a real ring another core does meanwhile. For each size, compare the medians of `local_commit` and
-//! of `copy_and_checksum`: small states show what a commit takes in itself, large ones that nothing
+//! of `copy_and_checksum`: small states show what a commit takes in itself, large ones whether anything
 //! is done twice. `changed_piece` commits 64 bytes of a state of that size: it should not grow with the
 //! size, but for the checksum of one chunk.
 #![allow(missing_docs)]
