@@ -1,9 +1,15 @@
 //! What a view change costs: messages, bytes and time against the size of the ring, over the real
-//! membership machines in simulated time.
+//! membership machines in simulated time; and what it takes of the processor.
 //!
 //! `cargo bench --bench membership_cost` prints the tables of `docs/membership.md` and draws
 //! `docs/figures/*.svg`. The network delays each message by 50 to 200 µs and loses nothing; timers are
 //! those of the default. Times are the simulation's: they contain no processor time.
+//!
+//! The table of processor time stands by itself: one round in which a member asks to go, from the
+//! question until all have the view, and one heartbeat interval of one member. The machines run one
+//! after the other and messages arrive at once, so it is what the machines do and nothing else. *All
+//! together* is what one core takes for every member's part; in a ring each member does its own, of
+//! which *a member* is the mean. `cargo bench --bench membership_cost -- processor` prints it alone.
 #![allow(missing_docs)]
 
 #[path = "figures/mod.rs"]
@@ -11,11 +17,18 @@ mod figures;
 #[path = "../tests/membership_net/mod.rs"]
 #[allow(dead_code)]
 mod membership_net;
+#[path = "paths/mod.rs"]
+#[allow(dead_code)]
+mod paths;
 
-use std::error::Error;
+use std::{env, error::Error, time::Instant};
 
 use figures::{Curve, Labels, draw};
 use membership_net::{Faults, Net, QUIET};
+use paths::{
+    Path, TIME_PER_ROW,
+    membership::{Heartbeat, Ring},
+};
 use plotters::prelude::IntoLogRange;
 use ringkeep::membership::{Config, Event};
 
@@ -23,6 +36,8 @@ const SIZES: [usize; 7] = [3, 5, 10, 30, 100, 300, 1000];
 const KINDS: [&str; 7] = ["propose", "ack", "nack", "prepare", "promise", "accept", "accepted"];
 const TOLD: [&str; 2] = ["decided", "install"];
 const LIMIT_MS: u64 = 20_000;
+/// A step is timed so often at least.
+const STEPS_MIN: usize = 3;
 
 fn network(seed: u64, size: usize) -> Net {
     let mut net = Net::formed(Config::default(), seed, size);
@@ -113,9 +128,36 @@ fn contested(size: usize, apart_ms: u64) -> f64 {
     second.count() as f64 * 100.0 / RUNS as f64
 }
 
+/// The median of a step, in microseconds.
+fn median_us(mut path: impl Path) -> f64 {
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while times.len() < STEPS_MIN || begin.elapsed() < TIME_PER_ROW {
+        let began = Instant::now();
+        path.step();
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+        path.settle();
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn processor_time() {
+    println!("| members | a view change, all together, µs | a member, µs | a heartbeat, µs |");
+    println!("| --- | --- | --- | --- |");
+    for size in [3, 10, 100, 1000] {
+        let (view, beat) = (median_us(Ring::formed(size)), median_us(Heartbeat::new(size)));
+        println!("| {size} | {view:.0} | {:.1} | {beat:.2} |", view / size as f64);
+    }
+}
+
 /// Makes one change in a ring of this size.
 type Change = fn(usize) -> Cost;
 fn main() -> Result<(), Box<dyn Error>> {
+    processor_time();
+    if env::args().any(|argument| argument == "processor") {
+        return Ok(());
+    }
+    println!();
     let kinds: [(&str, Change); 3] =
         [("removal", removal), ("join", join), ("leave, both steps", leave)];
     println!("| change | members | messages | bytes | first asked, ms | all have the view, ms |");
