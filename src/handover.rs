@@ -244,7 +244,7 @@ impl Producer {
             }
             Parts::Blocks(words) => {
                 for (at, word) in entry.map().zip(words) {
-                    self.shared.word(at).store(*word, Ordering::Relaxed);
+                    self.shared.word(at).store(word.to_le(), Ordering::Relaxed);
                 }
                 BLOCKS
             }
@@ -348,12 +348,14 @@ impl Consumer {
         if submitted.wrapping_sub(self.consumed) > ENTRIES {
             return Err(Violation::Index { submitted, consumed: self.consumed });
         }
-        let mut bytes = [0; ENTRY_BYTES];
         let entry = Entry::new(&self.layout, self.consumed);
-        // Inside: `Consumer::new` mapped all entries.
-        let _ = self.shared.0.read_at(entry.at, &mut bytes);
-        let map = entry.map().map(|at| self.shared.word(at).load(Ordering::Relaxed));
-        parse(&bytes, map, &self.layout, out)?;
+        let word = |at| u64::from_le(self.shared.word(at).load(Ordering::Relaxed));
+        let head = [0, 8, 16, 24].map(|at| word(entry.at + at));
+        let range = |i| {
+            let at = entry.at + ENTRY_HEAD_BYTES as u64 + 16 * i;
+            Extent { start: word(at), end: word(at + 8) }
+        };
+        parse(head, range, entry.map().map(word), &self.layout, out)?;
         if out.version <= self.last {
             return Err(Violation::Version { found: out.version, last: self.last });
         }
@@ -414,39 +416,39 @@ impl Consumer {
     }
 }
 
+/// `head` is version, length, slot and number of ranges, and urgency. Each word was read once, whatever
+/// the client makes of it meanwhile.
 fn parse(
-    bytes: &[u8; ENTRY_BYTES],
+    head: [u64; 4],
+    range: impl Fn(u64) -> Extent,
     map: impl Iterator<Item = u64>,
     layout: &Layout,
     out: &mut Submission,
 ) -> Result<(), Violation> {
-    let u32_at =
-        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-    let (len, slot, ranges) = (u64_at(8), u32_at(16) as usize, u32_at(20));
-    if slot >= layout.slots() || len > layout.capacity() || u64_at(0) > VERSION_MAX {
+    let [version, len, slot_and_ranges, urgent] = head;
+    let (slot, ranges) = (slot_and_ranges as u32 as usize, (slot_and_ranges >> 32) as u32);
+    if slot >= layout.slots() || len > layout.capacity() || version > VERSION_MAX {
         return Err(Violation::Shape);
     }
-    if ranges == EVERYTHING {
-        out.changed.set_everything();
-    } else if ranges == BLOCKS {
-        if !out.changed.set_blocks(map) {
-            return Err(Violation::Shape);
-        }
-    } else if ranges as usize <= RANGES_MAX {
-        out.changed.clear();
-        for i in 0..ranges as usize {
-            let at = ENTRY_HEAD_BYTES + 16 * i;
-            let extent = Extent { start: u64_at(at), end: u64_at(at + 8) };
-            if extent.is_empty() || extent.end > layout.capacity() {
+    match ranges {
+        EVERYTHING => out.changed.set_everything(),
+        BLOCKS => {
+            if !out.changed.set_blocks(map) {
                 return Err(Violation::Shape);
             }
-            out.changed.insert(extent.start, extent.end);
         }
-    } else {
-        return Err(Violation::Shape);
+        count if count as usize <= RANGES_MAX => {
+            out.changed.clear();
+            for extent in (0..u64::from(count)).map(range) {
+                if extent.is_empty() || extent.end > layout.capacity() {
+                    return Err(Violation::Shape);
+                }
+                out.changed.insert(extent.start, extent.end);
+            }
+        }
+        _ => return Err(Violation::Shape),
     }
-    (out.version, out.slot, out.len, out.urgent) = (u64_at(0), slot, len, u32_at(24) != 0);
+    (out.version, out.slot, out.len, out.urgent) = (version, slot, len, urgent as u32 != 0);
     Ok(())
 }
 
@@ -555,20 +557,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_believed_fits_the_region(bytes in prop::collection::vec(any::<u8>(), ENTRY_BYTES), map in any::<u64>(), small in any::<bool>()) {
+        fn what_is_believed_fits_the_region(
+            mut head in any::<[u64; 4]>(),
+            ranges in any::<[(u64, u64); RANGES_MAX]>(),
+            map in any::<u64>(),
+            small in any::<bool>(),
+        ) {
             let layout = Layout::new(10_000, 3).unwrap();
-            let mut entry: [u8; ENTRY_BYTES] = bytes.try_into().unwrap();
             if small {
                 // Let the counts be plausible, so that the ranges themselves are looked at.
-                entry[8..24].fill(0);
-                entry[20] %= RANGES_MAX as u8;
+                head = [1, head[1] % 10_000, head[2] % RANGES_MAX as u64 * (1 << 32), 0];
             }
+            let range = |i: u64| {
+                let (start, end) = ranges[i as usize];
+                match small {
+                    true => Extent { start: start % 11_000, end: end % 11_000 },
+                    false => Extent { start, end },
+                }
+            };
             for blocks in [false, true] {
                 if blocks {
-                    entry[20..24].copy_from_slice(&BLOCKS.to_le_bytes());
+                    head[2] = head[2] as u32 as u64 | u64::from(BLOCKS) << 32;
                 }
                 let mut s = Submission::new(10_000);
-                if parse(&entry, [map].into_iter(), &layout, &mut s).is_ok() {
+                if parse(head, range, [map].into_iter(), &layout, &mut s).is_ok() {
                     prop_assert!(s.slot < 3 && s.len <= 10_000);
                     prop_assert!(!blocks || map < 8);
                     let mut inside = true;

@@ -28,6 +28,7 @@ impl Pause {
     }
 
     /// What was waited for is there: the next wait begins anew.
+    #[cfg(feature = "server")]
     pub(crate) fn reset(&self) {
         self.0.reset();
     }

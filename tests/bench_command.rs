@@ -111,7 +111,7 @@ fn without_a_server_it_starts_a_ring_of_its_own() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report = json(&output.stdout);
     assert!(report["ring"]["members"].as_u64() >= Some(2));
-    assert_eq!(report["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(report["rows"].as_array().unwrap().len(), 3);
 }
 
 #[test]

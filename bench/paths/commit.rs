@@ -77,7 +77,6 @@ impl Path for LocalCommit {
 
 /// What a server keeps of an attachment.
 struct Server {
-    layout: Layout,
     consumer: Consumer,
     submission: Submission,
     /// As long as it is open the client believes that somebody is there.
@@ -90,18 +89,18 @@ impl Server {
         let socket = dir.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
         let layout = Layout::new(capacity, 2).unwrap();
-        let handover = handover::create().unwrap();
-        let consumer = Consumer::new(handover.try_clone().unwrap(), 0).unwrap();
+        let handover = handover::create(&layout).unwrap();
+        let consumer = Consumer::new(handover.try_clone().unwrap(), layout, 0).unwrap();
         let server = thread::spawn(move || hand_out(&listener, layout, handover).unwrap());
         let client = Client::connect_to(socket).unwrap();
         let checkpoint = client.open("state", Options::capacity(capacity)).unwrap();
-        let (submission, stream) = (Submission::default(), server.join().unwrap());
-        (checkpoint, Self { layout, consumer, submission, _stream: stream })
+        let (submission, stream) = (Submission::new(capacity), server.join().unwrap());
+        (checkpoint, Self { consumer, submission, _stream: stream })
     }
 
     /// Takes what was submitted, up to this version.
     fn take(&mut self, version: u64) {
-        while self.consumer.next(&self.layout, &mut self.submission).unwrap() {}
+        while self.consumer.next(&mut self.submission).unwrap() {}
         assert_eq!(self.submission.version, version, "a commit that was not handed over");
     }
 }

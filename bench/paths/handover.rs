@@ -22,20 +22,19 @@ pub(crate) struct Near {
 /// The server's end.
 pub(crate) struct Far {
     pub(crate) consumer: Consumer,
-    layout: Layout,
     submission: Submission,
 }
 
 /// Both ends of a new hand-over memory, each with a mapping of its own as in two processes.
 pub(crate) fn pair() -> (Near, Far) {
-    let file = handover::create().unwrap();
-    let consumer = Consumer::new(file.try_clone().unwrap(), 0).unwrap();
-    let producer = Producer::new(file).unwrap();
-    let mut changed = Stale::nothing();
-    changed.insert(4096, 4160);
     let layout = Layout::new(LEN, SLOTS).unwrap();
+    let file = handover::create(&layout).unwrap();
+    let consumer = Consumer::new(file.try_clone().unwrap(), layout, 0).unwrap();
+    let producer = Producer::new(file, layout).unwrap();
+    let mut changed = Stale::nothing(LEN);
+    changed.insert(4096, 4160);
     let near = Near { producer, version: 0, changed };
-    (near, Far { consumer, layout, submission: Submission::default() })
+    (near, Far { consumer, submission: Submission::new(LEN) })
 }
 
 impl Near {
@@ -58,7 +57,7 @@ impl Near {
 impl Far {
     /// Takes a submission, if there is one.
     pub(crate) fn take(&mut self) -> bool {
-        self.consumer.next(&self.layout, &mut self.submission).unwrap()
+        self.consumer.next(&mut self.submission).unwrap()
     }
 
     /// Reads the slot, in no time, and says that it is mirrored. True when the client must be woken.

@@ -30,10 +30,10 @@ impl MirroredCommit {
     /// A checkpoint whose only copy is complete.
     pub(crate) fn new() -> Self {
         let holder = NodeId { name: Name::new("b").unwrap(), incarnation: 1 };
-        let mut changed = Stale::nothing();
+        let mut changed = Stale::nothing(LEN);
         [0, 300_000, 900_000].into_iter().for_each(|at| changed.insert(at, at + 64));
         let mut commit = Self {
-            mirror: Mirror::new(Measures { copies: 1, slots: SLOTS, pace_ns: 0 }),
+            mirror: Mirror::new(Measures { copies: 1, slots: SLOTS, capacity: LEN, pace_ns: 0 }),
             layout: Layout::new(LEN, SLOTS as u32).unwrap(),
             changed,
             segments: Vec::with_capacity(SEGMENTS_PER_VERSION_MAX),
