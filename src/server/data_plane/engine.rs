@@ -37,8 +37,9 @@ const ROUNDS_PER_DOORBELL_CHECK: u32 = 32;
 /// After one was rung they are looked at in so many rounds, one behind the other: where many services
 /// take turns, another one rings soon.
 const ROUNDS_AFTER_RINGING: u32 = 256;
-/// So many clients are looked at as long as the thread is awake, which takes under a microsecond.
-const ACTIVE_MAX: usize = 256;
+/// So many clients are looked at as long as the thread is awake. Each look may miss the cache and the
+/// TLB: hundreds would cost more than they save.
+const ACTIVE_MAX: usize = 32;
 /// Of more, one that submitted nothing for this long must ring to be looked at again.
 const ACTIVE_FOR: Duration = Duration::from_micros(200);
 
