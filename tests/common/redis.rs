@@ -1,7 +1,7 @@
 //! A Redis that speaks enough of its protocol for a client that sets a value and waits for replicas.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
