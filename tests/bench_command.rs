@@ -7,6 +7,8 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
+    sync::atomic::AtomicBool,
+    time::Duration,
 };
 
 use common::{
@@ -14,7 +16,14 @@ use common::{
     redis::{FakeRedis, Manner},
     refused,
 };
-use ringkeep::demo::ring;
+use ringkeep::{
+    Durability,
+    bench::{
+        BenchError,
+        commits::{Commits, Work},
+    },
+    demo::ring,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn json(bytes: &[u8]) -> serde_json::Value {
@@ -335,6 +344,23 @@ fn what_cannot_be_measured_is_refused() {
     for wrong in [["--sizes", "0"], ["--sizes", "5g"], ["--dirty", "0"], ["--inflight", "8"]] {
         refused(&ring.run(0, &[&["bench", "commit"], &wrong[..]].concat()), 2);
     }
+}
+
+#[test]
+fn many_checkpoints_are_not_opened_for_somebody_who_does_not_want_them() {
+    let ring = Ring::start(1);
+    let work = Work {
+        len: 8,
+        checkpoints: 100_000,
+        durability: Durability::Local,
+        inflight: 1,
+        dirty_percent: 100.0,
+        spin: Duration::ZERO,
+    };
+    let client = ring.client(0);
+    let stopped = Commits::start(&client, "many", work, &AtomicBool::new(true));
+    assert!(matches!(stopped, Err(BenchError::Interrupted)));
+    nothing_is_left(&ring);
 }
 
 #[test]

@@ -276,7 +276,7 @@ impl Redis {
 
     fn refused(&self, command: &'static str, answer: Answer) -> RedisError {
         let answer = match answer {
-            Answer::Error(text) => text,
+            Answer::Error(text) => text.trim_end_matches('.').to_owned(),
             other => format!("{other:?}"),
         };
         RedisError::Refused { address: self.address.clone(), command, answer }
