@@ -233,6 +233,16 @@ fn a_replica_that_is_dropped_for_a_large_state_is_told() {
     let line = refused(&ring.run(0, &args), 1);
     assert!(line.contains("16384 bytes") && line.contains("client-output-buffer-limit"), "{line}");
     nothing_is_left(&ring);
+
+    // One that comes back and is sent everything is no failure, but its row misleads.
+    let address = FakeRedis::start(Manner::DropsReplica).address.to_string();
+    let output = ring.run(0, &[&COMPARE[..], &["--redis", &address]].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("everything anew") && said.contains("client-output-buffer-limit"),
+        "{said}"
+    );
 }
 
 /// Where there is one; else the refusal says what to install.
