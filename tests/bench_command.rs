@@ -7,6 +7,8 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
+    sync::atomic::AtomicBool,
+    time::Duration,
 };
 
 use common::{
@@ -14,7 +16,14 @@ use common::{
     redis::{FakeRedis, Manner},
     refused,
 };
-use ringkeep::demo::ring;
+use ringkeep::{
+    Durability,
+    bench::{
+        BenchError,
+        commits::{Commits, Work},
+    },
+    demo::ring,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn json(bytes: &[u8]) -> serde_json::Value {
@@ -228,6 +237,16 @@ fn a_replica_that_is_dropped_for_a_large_state_is_told() {
     let line = refused(&ring.run(0, &args), 1);
     assert!(line.contains("16384 bytes") && line.contains("client-output-buffer-limit"), "{line}");
     nothing_is_left(&ring);
+
+    // One that comes back and is sent everything is no failure, but its row misleads.
+    let address = FakeRedis::start(Manner::DropsReplica).address.to_string();
+    let output = ring.run(0, &[&COMPARE[..], &["--redis", &address]].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("everything anew") && said.contains("client-output-buffer-limit"),
+        "{said}"
+    );
 }
 
 /// Where there is one; else the refusal says what to install.
@@ -339,6 +358,23 @@ fn what_cannot_be_measured_is_refused() {
     for wrong in [["--sizes", "0"], ["--sizes", "5g"], ["--dirty", "0"], ["--inflight", "8"]] {
         refused(&ring.run(0, &[&["bench", "commit"], &wrong[..]].concat()), 2);
     }
+}
+
+#[test]
+fn many_checkpoints_are_not_opened_for_somebody_who_does_not_want_them() {
+    let ring = Ring::start(1);
+    let work = Work {
+        len: 8,
+        checkpoints: 100_000,
+        durability: Durability::Local,
+        inflight: 1,
+        dirty_percent: 100.0,
+        spin: Duration::ZERO,
+    };
+    let client = ring.client(0);
+    let stopped = Commits::start(&client, "many", work, &AtomicBool::new(true));
+    assert!(matches!(stopped, Err(BenchError::Interrupted)));
+    nothing_is_left(&ring);
 }
 
 #[test]

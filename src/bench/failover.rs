@@ -11,15 +11,16 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{BenchError, limits::Memory, turns::Contender};
+use super::{
+    BenchError,
+    limits::Memory,
+    turns::{Contender, go_on},
+};
 use crate::{
     client::{Checkpoint, Client, Durability, OpenError, Options},
     demo::ring::{LIMIT, Ring, RingError, clean},
@@ -109,9 +110,9 @@ fn reopen(client: &Client, name: &str, stop: &AtomicBool) -> Result<Checkpoint, 
                 if matches!(
                     error.kind(),
                     Some(FailureKind::Unavailable | FailureKind::OwnedElsewhere)
-                ) && Instant::now() < deadline
-                    && !stop.load(Ordering::Relaxed) =>
+                ) && Instant::now() < deadline =>
             {
+                go_on(stop)?;
                 thread::sleep(LOOK_AFTER);
             }
             opened => return Ok(opened?),
@@ -277,9 +278,7 @@ impl Failover {
             if is(&status) {
                 return Ok(());
             }
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(BenchError::Interrupted);
-            }
+            go_on(&self.stop)?;
             if Instant::now() > deadline {
                 let last = serde_json::to_string(&status).unwrap_or_else(|e| e.to_string());
                 let what = "the ring to heal".to_owned();

@@ -14,6 +14,8 @@ pub enum Manner {
     Replicas(i64),
     /// The replica does not take a value larger than this.
     ReplicaUpTo(usize),
+    /// It drops its replica again and again.
+    DropsReplica,
     /// It closes the connection instead of storing anything.
     Closes,
     /// It wants this password first.
@@ -71,7 +73,9 @@ fn serve(stream: TcpStream, manner: Manner, hears: &Mutex<Vec<String>>) -> io::R
             ("WAIT", Manner::ReplicaUpTo(max)) => format!(":{}\r\n", i32::from(len <= max)),
             ("WAIT", _) => ":1\r\n".to_owned(),
             ("INFO", _) => {
-                let about = "# Server\r\nredis_version:9.8.7\r\naof_enabled:0\r\n";
+                let copies = if manner == Manner::DropsReplica { len } else { 1 };
+                let about =
+                    format!("redis_version:9.8.7\r\naof_enabled:0\r\nsync_full:{copies}\r\n");
                 format!("${}\r\n{about}\r\n", about.len())
             }
             ("DEL", _) => ":1\r\n".to_owned(),

@@ -225,17 +225,30 @@ impl Redis {
     /// # Errors
     /// The connection broke.
     pub fn about(&mut self) -> Result<About, RedisError> {
-        let said = match self.ask(&[b"INFO"])? {
-            Answer::Text(said) => said,
-            _ => String::new(), // it need not tell everybody
-        };
-        let value = |key: &str| said.lines().find_map(|line| line.strip_prefix(key));
+        let said = self.info()?;
         Ok(About {
             address: self.address.to_string(),
             started: self.servers.is_some(),
-            version: value("redis_version:").map(|version| version.trim().to_owned()),
-            appends_to_disk: value("aof_enabled:").map(|enabled| enabled.trim() != "0"),
+            version: value_in(&said, "redis_version").map(str::to_owned),
+            appends_to_disk: value_in(&said, "aof_enabled").map(|enabled| enabled != "0"),
         })
+    }
+
+    /// How often a replica had to be sent everything anew, as happens to one that was dropped; 0 if
+    /// it does not say.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn full_copies(&mut self) -> Result<u64, RedisError> {
+        let said = self.info()?;
+        Ok(value_in(&said, "sync_full").and_then(|count| count.parse().ok()).unwrap_or(0))
+    }
+
+    fn info(&mut self) -> Result<String, RedisError> {
+        match self.ask(&[b"INFO"])? {
+            Answer::Text(said) => Ok(said),
+            _ => Ok(String::new()), // it need not tell everybody
+        }
     }
 
     /// Sets the state and waits for a replica, both in one write. How many have it.
@@ -276,7 +289,7 @@ impl Redis {
 
     fn refused(&self, command: &'static str, answer: Answer) -> RedisError {
         let answer = match answer {
-            Answer::Error(text) => text,
+            Answer::Error(text) => text.trim_end_matches('.').to_owned(),
             other => format!("{other:?}"),
         };
         RedisError::Refused { address: self.address.clone(), command, answer }
@@ -300,6 +313,12 @@ impl Drop for Redis {
             let _ = self.ask(&[b"DEL", key.as_bytes()]);
         }
     }
+}
+
+/// One line of what `INFO` answers.
+fn value_in<'a>(said: &'a str, key: &str) -> Option<&'a str> {
+    let mut pairs = said.lines().filter_map(|line| line.split_once(':'));
+    pairs.find(|(found, _)| *found == key).map(|(_, value)| value.trim())
 }
 
 /// See [`Redis::commits`].

@@ -12,9 +12,9 @@ use super::{
         values::Size,
         warn,
     },
-    Report, budget, failure, name, output,
+    REPLICA_HINT, Report, budget, failure, name, output,
     output::{Beside, Output},
-    prepare, round_trip, target, waiting, whole_state,
+    prepare, redis_failure, round_trip, target, waiting, whole_state,
 };
 use crate::{
     bench::{
@@ -40,7 +40,8 @@ pub(super) fn run(global: &Global, args: &BenchCompareArgs, stop: &Arc<AtomicBoo
     let password = std::env::var(PASSWORD).ok().filter(|password| !password.is_empty());
     let connect = |address| Redis::connect(address, password.as_deref(), stop);
     let mut redis = args.redis.as_ref().map(connect).transpose().map_err(failure)?;
-    let about = redis.as_mut().map(Redis::about).transpose().map_err(|e| failure(e.into()))?;
+    let about = redis.as_mut().map(Redis::about).transpose().map_err(redis_failure)?;
+    let mut copies = redis.as_mut().map_or(Ok(0), Redis::full_copies).map_err(redis_failure)?;
     let target = target(global, &args.measure, args.transport, true, stop)?;
     let beside = Beside { files: files.clone(), redis: about };
     let report = Report { ring: Some(target.at), beside: Some(beside), ..Report::default() };
@@ -63,6 +64,8 @@ pub(super) fn run(global: &Global, args: &BenchCompareArgs, stop: &Arc<AtomicBoo
             contenders.push(Box::new(replaced));
         }
         let times = take_turns_of(&mut contenders, budget(measure), stop).map_err(failure)?;
+        drop(contenders);
+        look_at_replica(global, redis.as_mut(), &mut copies, len)?;
         let all = names.iter().zip(&times).map(|(name, times)| Row::new(name, len, len, times));
         for row in compared(all.collect()) {
             if !out.row(row)? {
@@ -71,6 +74,30 @@ pub(super) fn run(global: &Global, args: &BenchCompareArgs, stop: &Arc<AtomicBoo
         }
     }
     out.end()
+}
+
+/// Redis drops a replica that is too far behind and then sends it everything: that is no commit.
+fn look_at_replica(
+    global: &Global,
+    redis: Option<&mut Redis>,
+    copies: &mut u64,
+    len: u64,
+) -> Result<(), Failure> {
+    let Some(redis) = redis else { return Ok(()) };
+    let now = redis.full_copies().map_err(redis_failure)?;
+    if now > *copies {
+        warn(
+            global,
+            format_args!(
+                "Redis dropped its replica and sent it everything anew, {} times with states of {}: \
+                 its row says what that takes, not a commit; {REPLICA_HINT}",
+                now - *copies,
+                Size(len)
+            ),
+        );
+    }
+    *copies = now;
+    Ok(())
 }
 
 /// Ringkeep's row, its limit, those that have a second copy as it does, and the others.

@@ -272,6 +272,10 @@ fn failure(error: BenchError) -> Failure {
     }
 }
 
+/// What to do about a replica that is dropped.
+const REPLICA_HINT: &str = "a large state overruns the buffer of a replica; on the server: \
+    `redis-cli CONFIG SET client-output-buffer-limit 'replica 0 0 0'`";
+
 /// What to do about a Redis that does not take part.
 fn redis_failure(error: RedisError) -> Failure {
     let code = match &error {
@@ -287,10 +291,7 @@ fn redis_failure(error: RedisError) -> Failure {
             "start one: `redis-server --port 6380 --replicaof HOST PORT`; or let this program start \
              both: --redis start"
         }
-        RedisError::ReplicaLost { .. } => {
-            "a large state overruns the buffer of a replica, which is dropped then; on the server: \
-             `redis-cli CONFIG SET client-output-buffer-limit 'replica 0 0 0'`"
-        }
+        RedisError::ReplicaLost { .. } => REPLICA_HINT,
         RedisError::Broken { .. } => {
             "its log may say why; a state above proto-max-bulk-len, 512 MiB unless set, ends the \
              connection"
