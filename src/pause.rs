@@ -5,7 +5,7 @@ use std::{sync::OnceLock, thread, time::Duration};
 use crossbeam_utils::Backoff;
 
 /// How long services and servers look before they sleep, unless told otherwise.
-pub(crate) const LOOK: Duration = Duration::from_micros(20);
+pub(crate) const LOOK: Duration = Duration::from_micros(100);
 
 /// With so many cores whoever is waited for has one of its own: a service, its server, and what else
 /// the machine does.

@@ -22,7 +22,7 @@ use memmap2::{MmapOptions, MmapRaw};
 #[cfg(feature = "server")]
 use rustix::mm::{Advice, madvise};
 
-use super::sigbus::Registered;
+use super::{sigbus::Registered, streaming};
 
 /// A whole region mapped readable and writable, shared with whoever else maps its file.
 #[derive(Debug)]
@@ -141,6 +141,14 @@ impl Mapping {
         unsafe {
             std::ptr::copy_nonoverlapping(from.as_ptr(), self.at(offset), from.len());
         }
+        Ok(())
+    }
+
+    /// As [`Mapping::write_at`], around the cache: for what is too large to be found there later.
+    pub(super) fn write_around_cache(&self, offset: u64, from: &[u8]) -> Result<(), OutOfBounds> {
+        self.check(offset, from.len() as u64)?;
+        // SAFETY: as in `write_at`.
+        unsafe { streaming::copy(from, self.at(offset)) };
         Ok(())
     }
 

@@ -9,11 +9,9 @@ pub mod layout;
 pub mod mapping;
 mod mark;
 pub mod sigbus;
+mod streaming;
 
-use std::{
-    hash::Hasher,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use twox_hash::XxHash3_64;
 
@@ -76,8 +74,13 @@ pub struct Found {
     pub record: Record,
 }
 
-/// Bytes hashed at once when the source may change meanwhile and must be copied out first.
-const BOUNCE_BYTES: usize = 64 << 10;
+/// Bytes looked at once when the source may change meanwhile and must be copied out first, if a chunk
+/// is not larger.
+const BOUNCE_BYTES: u64 = 64 << 10;
+/// Bytes of [`Region::write_whole`] that are checksummed and then copied: less than a core's own cache.
+const WRITTEN_AT_ONCE: u64 = 64 << 10;
+/// A payload of so many bytes does not stay in the cache until somebody reads it.
+const AROUND_CACHE_FROM: u64 = 32 << 20;
 
 impl Region {
     /// A region over a mapping.
@@ -139,6 +142,20 @@ impl Region {
         Ok(record)
     }
 
+    /// As [`Region::verify`], without copying anything.
+    ///
+    /// # Safety
+    /// Nobody writes the slot's payload meanwhile.
+    pub unsafe fn verify_quiet(&self, slot: usize) -> Result<Record, SlotError> {
+        let record = self.record(slot)?;
+        let table = read_table(&self.mapping, &self.layout, &record, self.layout.table(slot))?;
+        // SAFETY: the caller's promise.
+        let payload = unsafe { self.mapping.quiet_slice(self.layout.payload(slot), record.len) };
+        let payload = payload.expect("inside: the record was checked against the capacity");
+        check_chunks(payload, 0, &table, &self.layout, record.sequence)?;
+        Ok(record)
+    }
+
     /// The newest slot by its record alone: what is there if nothing is damaged.
     pub fn newest_by_record(&self) -> Option<Found> {
         (0..self.layout.slots())
@@ -187,6 +204,32 @@ impl Region {
             // SAFETY: the caller's promise.
             unsafe { self.rehash_chunk(slot, chunk, len) };
         }
+    }
+
+    /// Writes a whole payload with its chunk table.
+    ///
+    /// # Errors
+    /// It is larger than the capacity; nothing was written.
+    pub fn write_whole(&self, slot: usize, payload: &[u8]) -> Result<(), OutOfBounds> {
+        let len = payload.len() as u64;
+        self.check_payload(0, len)?;
+        let chunk_bytes = self.layout.chunk_bytes();
+        let piece_bytes = chunk_bytes.max(WRITTEN_AT_ONCE);
+        let (mut at, mut entry_at) = (self.layout.payload(slot), self.layout.table(slot));
+        // The copy finds in the cache what the checksum brought there.
+        for piece in payload.chunks(piece_bytes as usize) {
+            for chunk in piece.chunks(chunk_bytes as usize) {
+                self.write(entry_at, &XxHash3_64::oneshot(chunk).to_le_bytes());
+                entry_at += 8;
+            }
+            if len < AROUND_CACHE_FROM {
+                self.mapping.write_at(at, piece)?;
+            } else {
+                self.mapping.write_around_cache(at, piece)?;
+            }
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// Recomputes the table entries of the chunks that `changed` touches, in a slot that holds the
@@ -354,31 +397,45 @@ pub fn verify_parts(
     payload_at: u64,
 ) -> Result<(), SlotError> {
     let version = record.sequence;
-    let read = |at: u64, into: &mut [u8]| {
-        mapping.read_at(at, into).map_err(|_| SlotError::Table { version })
-    };
-    let mut table = vec![0; 8 * layout.chunks(record.len) as usize];
-    read(table_at, &mut table)?;
-    if Root::of(&table).word() != record.root {
-        return Err(SlotError::Table { version });
-    }
-    let mut bounce = vec![0; BOUNCE_BYTES.min(record.len as usize)];
-    for (chunk, entry) in table.chunks_exact(8).enumerate() {
-        let start = chunk as u64 * layout.chunk_bytes();
-        let end = (start + layout.chunk_bytes()).min(record.len);
-        let mut hasher = XxHash3_64::new();
-        let mut at = start;
-        while at < end {
-            let n = ((end - at) as usize).min(bounce.len());
-            read(payload_at + at, &mut bounce[..n])?;
-            hasher.write(&bounce[..n]);
-            at += n as u64;
-        }
-        if hasher.finish().to_le_bytes() != entry {
-            return Err(SlotError::Chunk { version, chunk: chunk as u64 });
-        }
+    let table = read_table(mapping, layout, record, table_at)?;
+    let piece_bytes = BOUNCE_BYTES.max(layout.chunk_bytes());
+    let mut bounce = vec![0; piece_bytes.min(record.len) as usize];
+    for start in (0..record.len).step_by(piece_bytes as usize) {
+        let piece = &mut bounce[..piece_bytes.min(record.len - start) as usize];
+        mapping.read_at(payload_at + start, piece).map_err(|_| SlotError::Table { version })?;
+        check_chunks(piece, start / layout.chunk_bytes(), &table, layout, version)?;
     }
     Ok(())
+}
+
+/// The chunk table of a version, if it is the one that the record speaks of.
+fn read_table(
+    mapping: &Mapping,
+    layout: &Layout,
+    record: &Record,
+    table_at: u64,
+) -> Result<Vec<u8>, SlotError> {
+    let version = record.sequence;
+    let mut table = vec![0; 8 * layout.chunks(record.len) as usize];
+    mapping.read_at(table_at, &mut table).map_err(|_| SlotError::Table { version })?;
+    let right = Root::of(&table).word() == record.root;
+    right.then_some(table).ok_or(SlotError::Table { version })
+}
+
+/// Checks whole chunks of a payload, of which the first one is number `first`.
+fn check_chunks(
+    piece: &[u8],
+    first: u64,
+    table: &[u8],
+    layout: &Layout,
+    version: Version,
+) -> Result<(), SlotError> {
+    let entries = table.as_chunks::<8>().0.iter().skip(first as usize);
+    let chunks = piece.chunks(layout.chunk_bytes() as usize);
+    match chunks.zip(entries).position(|(c, e)| XxHash3_64::oneshot(c).to_le_bytes() != *e) {
+        Some(wrong) => Err(SlotError::Chunk { version, chunk: first + wrong as u64 }),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
