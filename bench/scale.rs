@@ -1,0 +1,210 @@
+//! Does a commit take the same, however many checkpoints a server has, however many services commit at
+//! once, and however large the state is? And what memory does a checkpoint take beside its bytes?
+//!
+//! ```sh
+//! cargo bench --bench scale
+//! ```
+//!
+//! On a ring of three real servers. What is compared takes turns in one run: read the ratios.
+
+use std::{
+    error::Error,
+    fs, io,
+    path::Path,
+    sync::{Arc, Barrier, atomic::AtomicBool},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringkeep::{
+    Client, Durability, Options,
+    bench::{
+        commits::{Commits, Work},
+        turns::{Budget, Contender, Times, take_turns},
+    },
+    demo::ring::{Node, Ring},
+};
+
+const MANY: usize = 1000;
+const LEN: u64 = 4096;
+const SERVICES: usize = 64;
+const COMMITS_A_SECOND: u32 = 10_000;
+const LASTS: Duration = Duration::from_secs(5);
+/// States of which one block changes between two commits.
+const STATES: [u64; 4] = [64 << 10, 16 << 20, 256 << 20, 1 << 30];
+/// The largest, committed locally: its copies would not fit into the memory of a small machine.
+const LARGEST: u64 = 4 << 30;
+
+type Fallible<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Fallible<()> {
+    // `cargo test --benches` runs this, too: then it only has to compile.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let program = Path::new(env!("CARGO_BIN_EXE_ringkeep"));
+    let ring = Ring::start(program, 3, "tcp", Arc::clone(&stop))?;
+    ring.wait_until_protected()?;
+    let client = ring.node(0).client()?;
+    many_checkpoints(&ring, &client, &stop)?;
+    many_services(&ring)?;
+    large_states(&client, &stop)?;
+    ring.stop();
+    Ok(())
+}
+
+fn work(len: u64, checkpoints: usize, durability: Durability) -> Work {
+    let spin = Duration::from_micros(100);
+    Work { len, checkpoints, durability, inflight: 1, dirty_percent: 100.0, spin }
+}
+
+fn budget(time: Duration) -> Budget {
+    Budget { steps: None, time, warm_up: 3 }
+}
+
+fn row(what: &str, times: &Times, beside: &Times) {
+    let us = |share| times.quantile(share) as f64 / 1e3;
+    let ratio = times.quantile(0.5) as f64 / beside.quantile(0.5).max(1) as f64;
+    println!(
+        "{what:<44} {:>9} {:>10.1} {:>10.1} {ratio:>7.2}x",
+        times.histogram.len(),
+        us(0.5),
+        us(0.99)
+    );
+}
+
+fn head(what: &str) {
+    println!("\n{what:<44} {:>9} {:>10} {:>10} {:>8}", "commits", "median us", "p99 us", "ratio");
+}
+
+fn many_checkpoints(ring: &Ring, client: &Client, stop: &AtomicBool) -> Fallible<()> {
+    head("mirrored, 4 KiB, in turns over");
+    let mut one = Commits::start(client, "one", work(LEN, 1, Durability::Mirrored), stop)?;
+    let before = Footprint::of(ring)?;
+    let mut many = Commits::start(client, "many", work(LEN, MANY, Durability::Mirrored), stop)?;
+    let after = Footprint::of(ring)?;
+    let contenders: [&mut dyn Contender; 2] = [&mut one, &mut many];
+    let [one, all] = take_turns(contenders, budget(LASTS), stop)?;
+    row("1 checkpoint", &one, &one);
+    row(&format!("{MANY} checkpoints"), &all, &one);
+    let each = |after: u64, before: u64| after.saturating_sub(before) as f64 / MANY as f64 / 1024.0;
+    println!(
+        "a checkpoint of 4 KiB: {:.1} KiB of region files (its own and the mirror), {:.1} KiB in the \
+         servers",
+        each(after.files, before.files),
+        each(after.servers, before.servers)
+    );
+    Ok(())
+}
+
+/// Bytes that the ring's servers take.
+struct Footprint {
+    /// Region files on all nodes.
+    files: u64,
+    /// Private and shared memory of all server processes but region files.
+    servers: u64,
+}
+
+impl Footprint {
+    fn of(ring: &Ring) -> Fallible<Self> {
+        let (mut files, mut servers) = (0, 0);
+        for node in ring.nodes() {
+            files += bytes_in(&node.dir())?;
+            servers += anonymous(node)?;
+        }
+        Ok(Self { files, servers })
+    }
+}
+
+fn bytes_in(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|end| end == "region") {
+            bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(bytes)
+}
+
+fn anonymous(node: &Node) -> Fallible<u64> {
+    let pid = node.pid().ok_or("a server is gone")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).ok_or("no RssAnon")?;
+    Ok(kib.parse::<u64>()? * 1024)
+}
+
+/// Each on a thread and a connection of its own.
+fn many_services(ring: &Ring) -> Fallible<()> {
+    head("mirrored, 4 KiB, a thread each");
+    let every = Duration::from_secs(1) * SERVICES as u32 / COMMITS_A_SECOND;
+    let one = services(ring, "alone", 1, every)?;
+    row("1 service, one commit each 6.4 ms", &one, &one);
+    let paced = services(ring, "paced", SERVICES, every)?;
+    row(&format!("{SERVICES} services, {COMMITS_A_SECOND} commits/s together"), &paced, &one);
+    let began = Instant::now();
+    let busy = services(ring, "busy", SERVICES, Duration::ZERO)?;
+    row(&format!("{SERVICES} services, as fast as they can"), &busy, &one);
+    println!("{:.0} commits/s", busy.histogram.len() as f64 / began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn services(ring: &Ring, name: &str, count: usize, every: Duration) -> Fallible<Times> {
+    let begin = Arc::new(Barrier::new(count));
+    let mut threads = Vec::new();
+    for number in 0..count {
+        let (client, begin) = (ring.node(0).client()?, Arc::clone(&begin));
+        let name = format!("{name}.{number}");
+        let service = move || service(&client, &name, &begin, every).map_err(|e| e.to_string());
+        threads.push(thread::spawn(service));
+    }
+    let mut all = Vec::new();
+    for thread in threads {
+        all.extend(thread.join().map_err(|_| "a service panicked")??);
+    }
+    Ok(Times::of(all))
+}
+
+fn service(
+    client: &Client,
+    name: &str,
+    begin: &Barrier,
+    every: Duration,
+) -> Fallible<Vec<Duration>> {
+    let mut checkpoint = client.open(name, Options::capacity(LEN))?;
+    let mut state = vec![0; LEN as usize];
+    checkpoint.save(&state, Durability::Mirrored)?;
+    begin.wait();
+    let (began, mut took) = (Instant::now(), Vec::new());
+    while began.elapsed() < LASTS {
+        // A service that has something to do between two commits.
+        thread::sleep((every * took.len() as u32).saturating_sub(began.elapsed()));
+        state[0] = state[0].wrapping_add(1);
+        let asked = Instant::now();
+        checkpoint.save(&state, Durability::Mirrored)?;
+        took.push(asked.elapsed());
+    }
+    let name = checkpoint.name().clone();
+    drop(checkpoint);
+    client.remove(&name)?;
+    Ok(took)
+}
+
+fn large_states(client: &Client, stop: &AtomicBool) -> Fallible<()> {
+    for (durability, states) in
+        [(Durability::Mirrored, &STATES[..]), (Durability::Local, &[STATES[0], LARGEST])]
+    {
+        head(&format!("{durability:?}, 4 KiB changed of"));
+        let mut first = None;
+        for &len in states {
+            let one_block = Work { dirty_percent: 1e-9, ..work(len, 1, durability) };
+            let mut commits = Commits::start(client, "large", one_block, stop)?;
+            let [times] = take_turns([&mut commits], budget(LASTS / 5), stop)?;
+            let first = first.get_or_insert_with(|| times.clone());
+            row(&format!("{} MiB", len as f64 / f64::from(1 << 20)), &times, first);
+        }
+    }
+    Ok(())
+}
