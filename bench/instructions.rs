@@ -76,11 +76,11 @@ const PATHS: [HotPath; 13] = [
         less: &["checksum_4k"],
         ..path("commit_64b_of_64k", || Box::new(LocalCommit::new(16 * CHUNK, Update::Piece)))
     },
-    HotPath { less: &["fill_1k", "copy_1k"], ..path("handover", || Box::new(RoundTrip::new())) },
+    path("handover", || Box::new(RoundTrip::new())),
     path("record_encode_decode", || Box::new(region::encode_record())),
     path("record_read", || Box::new(region::read_record())),
     HotPath {
-        less: &["zeroed_4k", "copy_4k", "streamed_checksum_4k"],
+        less: &["zeroed_4k", "copy_4k", "checksum_4k"],
         ..path("verify_4k", || Box::new(region::verify_slot(CHUNK)))
     },
     path("mirror_commit", || Box::new(MirroredCommit::new())),
@@ -92,13 +92,10 @@ const PATHS: [HotPath; 13] = [
 ];
 
 /// Not compared: they are the processor's and the C library's.
-const TAKEN_OFF: [HotPath; 6] = [
-    path("fill_1k", || Box::new(region::fill(1 << 10))),
-    path("copy_1k", || Box::new(region::copy(1 << 10))),
+const TAKEN_OFF: [HotPath; 3] = [
     path("zeroed_4k", || Box::new(region::zeroed(CHUNK))),
     path("copy_4k", || Box::new(region::copy(CHUNK))),
     path("checksum_4k", || Box::new(region::checksum(CHUNK))),
-    path("streamed_checksum_4k", || Box::new(region::streamed_checksum(CHUNK))),
 ];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {

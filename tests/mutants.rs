@@ -107,6 +107,22 @@ const MUTANTS: &[Mutant] = &[
         says: "I2: the new version is torn",
     },
     Mutant {
+        name: "what was kept to the byte is forgotten when blocks are kept",
+        file: "src/commit/ranges.rs",
+        from: "for e in self.extents.drain(..) {",
+        to: "for e in self.extents.drain(..).skip(1) {",
+        test: &["--lib", "nothing_that_was_put_in"],
+        says: "nothing_that_was_put_in_is_ever_lost",
+    },
+    Mutant {
+        name: "the old entry of a changed chunk stays in the root",
+        file: "src/region/mod.rs",
+        from: "root.remove(chunk, self.entry(source, chunk));",
+        to: "let _ = self.entry(source, chunk);",
+        test: &["--lib", "a_version_made_of_what_changed"],
+        says: "a_version_made_of_what_changed_is_the_one_that_a_whole_look_gives",
+    },
+    Mutant {
         name: "a write completes before it is placed",
         file: "src/transport/fake/flight.rs",
         from: "(placed, pieces.is_empty())",

@@ -1,6 +1,6 @@
 //! Records, slots and their checksums; and what nobody can do them without.
 
-use std::{hash::Hasher, hint::black_box, sync::Arc};
+use std::{hint::black_box, sync::Arc};
 
 use ringkeep::{
     commit::{Extent, Record},
@@ -59,31 +59,12 @@ pub(crate) fn checksum(len: usize) -> impl Path {
     }
 }
 
-/// The same in the way of a reader whose bytes come piece by piece.
-pub(crate) fn streamed_checksum(len: usize) -> impl Path {
-    let bytes = vec![7u8; len];
-    move || {
-        let mut hasher = XxHash3_64::new();
-        hasher.write(black_box(&bytes));
-        black_box(hasher.finish());
-    }
-}
-
 /// A copy of so many bytes into memory that is there already.
 pub(crate) fn copy(len: usize) -> impl Path {
     let (from, mut to) = (vec![7u8; len], vec![1; len]);
     move || {
         to.copy_from_slice(black_box(&from));
         black_box(&mut to);
-    }
-}
-
-/// Zeros into memory that is there already.
-pub(crate) fn fill(len: usize) -> impl Path {
-    let mut bytes = vec![7u8; len];
-    move || {
-        bytes.fill(0);
-        black_box(&mut bytes);
     }
 }
 
