@@ -271,16 +271,43 @@ fn a_slot_that_was_damaged_while_the_server_was_down_is_told_and_spoils_nothing_
 #[test]
 fn a_damaged_owners_copy_is_read_from_the_mirror() {
     let mut ring = Ring::start(3);
-    let content = b"what both nodes have";
-    let mut state = ring.client(0).open("state", Options::capacity(100)).unwrap();
-    state.save(content, Durability::Mirrored).unwrap();
-    drop(state);
-    ring.node_mut(0).kill_9();
-    corrupt(&ring, 0, content);
-    ring.restart(0);
-    ring.protected();
+    // Damage in what is read at once, and in the last of many pieces.
+    let marked = b"what both nodes have";
+    let states = [marked.to_vec(), [vec![7; 9_000_001], marked.to_vec()].concat()];
+    for (n, content) in states.iter().enumerate() {
+        let options = Options::capacity(10_000_000);
+        let mut state = ring.client(0).open(&format!("state-{n}"), options).unwrap();
+        state.save(content, Durability::Mirrored).unwrap();
+        drop(state);
+        ring.node_mut(0).kill_9();
+        corrupt(&ring, 0, marked);
+        ring.restart(0);
+        ring.protected();
+        for node in 0..3 {
+            let (version, bytes) = get(&ring.client(node), &format!("state-{n}"));
+            assert!(version == 1 && bytes == *content, "state {n} from {node}");
+        }
+        ring.ok(0, &["rm", &format!("state-{n}")]);
+    }
+}
+
+#[test]
+fn what_is_damaged_on_every_node_is_not_handed_out() {
+    let ring = Ring::start(3);
+    let marked = b"in the middle";
+    let content = [vec![7; 5_000_000], marked.to_vec(), vec![8; 3_000_000]].concat();
+    let mut state = ring.client(0).open("state", Options::capacity(8_100_000)).unwrap();
+    state.save(&content, Durability::Mirrored).unwrap();
+    let mirror = ring.predecessor(0);
+    corrupt(&ring, 0, marked);
+    corrupt(&ring, mirror, marked);
     for node in 0..3 {
-        assert_eq!(get(&ring.client(node), "state"), (1, content.to_vec()), "from {node}");
+        let line = ring.refused(node, &["get", "state"], 7);
+        assert!(line.contains("damaged"), "{line}");
+    }
+    state.save(&content, Durability::Mirrored).unwrap();
+    for node in 0..3 {
+        assert!(get(&ring.client(node), "state").1 == content, "the next version is whole");
     }
 }
 

@@ -113,7 +113,7 @@ impl Options {
         self
     }
 
-    /// How long a commit looks for its completion before it sleeps; 20 µs by default.
+    /// How long a commit looks for its completion before it sleeps; 100 µs by default.
     pub fn spin(mut self, spin: Duration) -> Self {
         self.spin = spin;
         self

@@ -152,27 +152,6 @@ impl Mapping {
         Ok(())
     }
 
-    /// Copies `len` bytes from another mapping, whose bytes may change meanwhile.
-    pub fn copy_from(
-        &self,
-        to: u64,
-        source: &Mapping,
-        from: u64,
-        len: u64,
-    ) -> Result<(), OutOfBounds> {
-        self.check(to, len)?;
-        source.check(from, len)?;
-        let mut buffer = vec![0; (1 << 20).min(len as usize)];
-        let mut at = 0;
-        while at < len {
-            let n = buffer.len().min((len - at) as usize);
-            source.read_at(from + at, &mut buffer[..n])?;
-            self.write_at(to + at, &buffer[..n])?;
-            at += n as u64;
-        }
-        Ok(())
-    }
-
     /// Copies `len` bytes inside the mapping. The two ranges must not overlap.
     pub fn copy_within(&self, from: u64, to: u64, len: u64) -> Result<(), OutOfBounds> {
         self.check(from, len)?;

@@ -10,12 +10,14 @@ pub mod mapping;
 mod mark;
 pub mod sigbus;
 mod streaming;
+mod table;
 
 use std::sync::{Arc, atomic::Ordering};
 
 use twox_hash::XxHash3_64;
 
 pub use mark::{Mark, MarkError};
+pub use table::ChunkTable;
 
 use self::{
     layout::{COMMIT_WORD_IN_SLOT, Layout, MARK_AT, MARK_BYTES},
@@ -136,9 +138,29 @@ impl Region {
     /// Reads the whole slot and checks every checksum. The bytes may be written meanwhile: then
     /// this finds it out.
     pub fn verify(&self, slot: usize) -> Result<Record, SlotError> {
+        self.read_verified(slot, |_, _| Ok(()))
+    }
+
+    /// Reads the whole slot and hands it on piece by piece: where in the payload, and bytes whose
+    /// checksums are right. What is written meanwhile is found out before it is handed on.
+    ///
+    /// # Errors
+    /// The slot is damaged, or what `take` answers. The pieces before were handed on.
+    pub fn read_verified<E: From<SlotError>>(
+        &self,
+        slot: usize,
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<Record, E> {
         let record = self.record(slot)?;
-        let (table, payload) = (self.layout.table(slot), self.layout.payload(slot));
-        verify_parts(&self.mapping, &self.layout, &record, table, payload)?;
+        let table = self.table(slot, &record)?;
+        let piece_bytes = BOUNCE_BYTES.max(self.layout.chunk_bytes());
+        let mut bounce = vec![0; piece_bytes.min(record.len) as usize];
+        for at in (0..record.len).step_by(piece_bytes as usize) {
+            let piece = &mut bounce[..piece_bytes.min(record.len - at) as usize];
+            self.read(self.layout.payload(slot) + at, piece);
+            table.check(at, piece)?;
+            take(at, piece)?;
+        }
         Ok(record)
     }
 
@@ -148,12 +170,18 @@ impl Region {
     /// Nobody writes the slot's payload meanwhile.
     pub unsafe fn verify_quiet(&self, slot: usize) -> Result<Record, SlotError> {
         let record = self.record(slot)?;
-        let table = read_table(&self.mapping, &self.layout, &record, self.layout.table(slot))?;
+        let table = self.table(slot, &record)?;
         // SAFETY: the caller's promise.
         let payload = unsafe { self.mapping.quiet_slice(self.layout.payload(slot), record.len) };
         let payload = payload.expect("inside: the record was checked against the capacity");
-        check_chunks(payload, 0, &table, &self.layout, record.sequence)?;
+        table.check(0, payload)?;
         Ok(record)
+    }
+
+    fn table(&self, slot: usize, record: &Record) -> Result<ChunkTable, SlotError> {
+        let mut entries = vec![0; ChunkTable::bytes(&self.layout, record) as usize];
+        self.read(self.layout.table(slot), &mut entries);
+        ChunkTable::new(entries, &self.layout, record)
     }
 
     /// The newest slot by its record alone: what is there if nothing is damaged.
@@ -384,57 +412,6 @@ impl Region {
 
     fn copy(&self, from: u64, to: u64, len: u64) {
         self.mapping.copy_within(from, to, len).expect("inside: `new` checked the layout");
-    }
-}
-
-/// Checks every checksum of a version whose chunk table and payload lie at these offsets of a
-/// mapping. The bytes may be written meanwhile: then this finds it out.
-pub fn verify_parts(
-    mapping: &Mapping,
-    layout: &Layout,
-    record: &Record,
-    table_at: u64,
-    payload_at: u64,
-) -> Result<(), SlotError> {
-    let version = record.sequence;
-    let table = read_table(mapping, layout, record, table_at)?;
-    let piece_bytes = BOUNCE_BYTES.max(layout.chunk_bytes());
-    let mut bounce = vec![0; piece_bytes.min(record.len) as usize];
-    for start in (0..record.len).step_by(piece_bytes as usize) {
-        let piece = &mut bounce[..piece_bytes.min(record.len - start) as usize];
-        mapping.read_at(payload_at + start, piece).map_err(|_| SlotError::Table { version })?;
-        check_chunks(piece, start / layout.chunk_bytes(), &table, layout, version)?;
-    }
-    Ok(())
-}
-
-/// The chunk table of a version, if it is the one that the record speaks of.
-fn read_table(
-    mapping: &Mapping,
-    layout: &Layout,
-    record: &Record,
-    table_at: u64,
-) -> Result<Vec<u8>, SlotError> {
-    let version = record.sequence;
-    let mut table = vec![0; 8 * layout.chunks(record.len) as usize];
-    mapping.read_at(table_at, &mut table).map_err(|_| SlotError::Table { version })?;
-    let right = Root::of(&table).word() == record.root;
-    right.then_some(table).ok_or(SlotError::Table { version })
-}
-
-/// Checks whole chunks of a payload, of which the first one is number `first`.
-fn check_chunks(
-    piece: &[u8],
-    first: u64,
-    table: &[u8],
-    layout: &Layout,
-    version: Version,
-) -> Result<(), SlotError> {
-    let entries = table.as_chunks::<8>().0.iter().skip(first as usize);
-    let chunks = piece.chunks(layout.chunk_bytes() as usize);
-    match chunks.zip(entries).position(|(c, e)| XxHash3_64::oneshot(c).to_le_bytes() != *e) {
-        Some(wrong) => Err(SlotError::Chunk { version, chunk: first + wrong as u64 }),
-        None => Ok(()),
     }
 }
 

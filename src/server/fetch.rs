@@ -1,11 +1,11 @@
 //! Copies of committed versions for readers: from this node's memory or a peer's.
 
-use std::{fs::File, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use tokio::time::Instant;
 
 use super::{
+    copies::{Copied, CopyError, copy_version, find_version},
     data_plane::{Command, Pinned},
     failures::{internal, no_such, no_version, permission},
     node::{CALL_TIMEOUT, LONG_CALL_TIMEOUT, Node, blocking},
@@ -14,13 +14,13 @@ use super::{
     store::{Held, Meta, Owner},
 };
 use crate::{
-    commit::{Record, Version},
+    commit::Version,
     membership::{Member, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
     recovery::{Report, maybe_stale},
-    region::{Region, SlotError, mapping::Mapping},
-    transport::{MemoryId, RemoteKey, Segment},
+    region::Region,
+    transport::{MemoryId, RemoteKey},
 };
 
 /// A right to read ends by itself after this time, and this much more for each GiB: a reader that
@@ -35,15 +35,6 @@ pub(super) struct Granted {
     pub(super) memory: MemoryId,
     pub(super) name: Name,
     pub(super) pinned: Option<Pinned>,
-}
-
-/// A copy of a version.
-pub(super) struct Copied {
-    pub(super) version: Version,
-    pub(super) len: u64,
-    /// A newer one may have been acknowledged.
-    pub(super) maybe_stale: bool,
-    pub(super) file: OwnedFd,
 }
 
 impl Node {
@@ -289,48 +280,6 @@ impl Node {
         copied
     }
 
-    async fn read_copy(
-        &self,
-        from: &Member,
-        name: &Name,
-        grant: &Grant,
-    ) -> Result<Copied, Failure> {
-        let (slot, record) = grant.version.ok_or_else(|| no_such(name))?;
-        let layout = grant.layout;
-        if slot as usize >= layout.slots() || record.len > layout.capacity() {
-            return Err(internal(&"the peer's answer does not fit"));
-        }
-        let (file, mapping) = {
-            let bytes = copy_bytes(&layout, record.len);
-            blocking(move || memory(bytes)).await.map_err(|error| {
-                let why = format!("no space for a copy of {name}: {error}");
-                Failure::new(FailureKind::NoSpace, why)
-            })?
-        };
-        let table = 8 * layout.chunks(record.len);
-        let slot = slot as usize;
-        let segments = [
-            (layout.payload(slot), 0, record.len),
-            (layout.table(slot), table_at(record.len), table),
-        ]
-        .into_iter()
-        .filter(|&(.., len)| len > 0)
-        .map(|(remote, local, len)| Segment { local, remote, len })
-        .collect();
-        self.read(from, grant, mapping.clone(), segments).await?;
-        let verified = blocking(move || verify_copy(&mapping, &layout, &record)).await;
-        match verified {
-            Ok(()) => {
-                let (version, len) = (record.sequence, record.len);
-                Ok(Copied { version, len, maybe_stale: false, file })
-            }
-            Err(damage) => {
-                let why = format!("{name} arrived damaged from node {}: {damage}", from.id.name);
-                Err(Failure::new(FailureKind::Corrupt, why))
-            }
-        }
-    }
-
     /// Asks for a right to read over this node's data connection. Should the peer not know that
     /// connection, a new one is made the next time.
     pub(super) async fn call_for_grant(
@@ -366,30 +315,18 @@ impl Node {
         }
         let pin = |reply| Command::Pin { name: name.clone(), reply };
         let pinned = self.data_plane.ask(pin).await?;
-        let source = region.clone();
-        let found = blocking(move || find_version(&source, version)).await;
-        match found {
+        // By its record: the peer verifies it, and fails rather than fall back to an older one.
+        let granted = match find_version(region, version) {
             Ok((slot, record)) => {
                 let version = Some((slot as u32, record));
-                let granted = self.grant_read(from, meta, region, version, pinned).await;
-                if let (Err(_), Some(pinned)) = (&granted, pinned) {
-                    self.data_plane.send(Command::Unpin { name, pinned })?;
-                }
-                granted
+                self.grant_read(from, meta, region, version, pinned).await
             }
-            Err(error) => {
-                if let Some(pinned) = pinned {
-                    self.data_plane.send(Command::Unpin { name: name.clone(), pinned })?;
-                }
-                Err(match error {
-                    CopyError::Damaged(damage) => Failure::new(
-                        FailureKind::Corrupt,
-                        format!("{name} is damaged on node {}: {damage}", self.id().name),
-                    ),
-                    _ => version.map_or_else(|| no_such(&name), |v| no_version(&name, v)),
-                })
-            }
+            Err(_) => Err(version.map_or_else(|| no_such(&name), |v| no_version(&name, v))),
+        };
+        if let (Err(_), Some(pinned)) = (&granted, pinned) {
+            self.data_plane.send(Command::Unpin { name, pinned })?;
         }
+        granted
     }
 
     /// Notes what ends with a right to read; it ends by itself when the reader says nothing.
@@ -422,72 +359,4 @@ impl Node {
 fn with_version(regions: &[(Meta, Region)], version: Version) -> Option<&(Meta, Region)> {
     let has = |region: &Region, slot| region.record(slot).is_ok_and(|r| r.sequence == version);
     regions.iter().find(|(_, region)| (0..region.layout().slots()).any(|slot| has(region, slot)))
-}
-
-enum CopyError {
-    NoVersion,
-    Damaged(SlotError),
-    System(std::io::Error),
-}
-
-/// The newest version, or the one asked for. A newer one that is damaged is not passed over.
-fn find_version(region: &Region, version: Option<Version>) -> Result<(usize, Record), CopyError> {
-    let slots = 0..region.layout().slots();
-    let claims = slots.filter_map(|slot| Some((slot, region.record(slot).ok()?)));
-    let (slot, claimed) = match version {
-        None => claims.max_by_key(|(_, record)| record.sequence),
-        Some(version) => claims.into_iter().find(|(_, record)| record.sequence == version),
-    }
-    .ok_or(CopyError::NoVersion)?;
-    match region.verify(slot) {
-        Ok(record) if record == claimed => Ok((slot, record)),
-        Ok(_) => Err(CopyError::Damaged(SlotError::Unfinished)),
-        Err(damage) => Err(CopyError::Damaged(damage)),
-    }
-}
-
-fn copy_version(region: &Region, version: Option<Version>) -> Result<Copied, CopyError> {
-    let (slot, record) = find_version(region, version)?;
-    let layout = region.layout();
-    let (file, mapping) = memory(copy_bytes(layout, record.len)).map_err(CopyError::System)?;
-    let table = 8 * layout.chunks(record.len);
-    let pieces =
-        [(layout.payload(slot), 0, record.len), (layout.table(slot), table_at(record.len), table)];
-    for (from, to, len) in pieces {
-        // Inside: the record was checked against the capacity, the copy made for its length. What
-        // is not copied fails its checksums.
-        let _ = mapping.copy_from(to, region.mapping(), from, len);
-    }
-    verify_copy(&mapping, layout, &record).map_err(CopyError::Damaged)?;
-    Ok(Copied { version: record.sequence, len: record.len, maybe_stale: false, file })
-}
-
-/// In a copy, the payload comes first, for the reader, and the chunk table behind it.
-fn table_at(len: u64) -> u64 {
-    len.next_multiple_of(64)
-}
-
-fn copy_bytes(layout: &crate::region::layout::Layout, len: u64) -> u64 {
-    (table_at(len) + 8 * layout.chunks(len)).max(1)
-}
-
-fn verify_copy(
-    mapping: &Mapping,
-    layout: &crate::region::layout::Layout,
-    record: &Record,
-) -> Result<(), SlotError> {
-    crate::region::verify_parts(mapping, layout, record, table_at(record.len), 0)
-}
-
-/// Fresh memory of at least this many bytes, reserved.
-fn memory(bytes: u64) -> std::io::Result<(OwnedFd, Arc<Mapping>)> {
-    let bytes = bytes.next_multiple_of(rustix::param::page_size() as u64);
-    if bytes > crate::region::files::room_for_copies() {
-        return Err(std::io::ErrorKind::OutOfMemory.into());
-    }
-    let file = memfd_create("ringkeep-copy", MemfdFlags::CLOEXEC)?;
-    fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
-    let file = File::from(file);
-    let mapping = Mapping::new(&file, bytes as usize)?;
-    Ok((file.into(), Arc::new(mapping)))
 }

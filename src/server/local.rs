@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use super::{
+    copies::Copied,
     failures::invalid,
-    fetch::Copied,
     node::Node,
     open::{Attached, Wish},
     store::Owner,

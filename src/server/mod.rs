@@ -5,6 +5,7 @@
 //! socket, the connections to the other servers, membership, and the moves of checkpoints. Work
 //! that blocks (making, verifying and copying regions) runs on threads of its own.
 
+mod copies;
 pub mod data_plane;
 mod failures;
 mod fetch;

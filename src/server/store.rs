@@ -193,23 +193,21 @@ impl Store {
         let stored = self.create(meta)?;
         let Some(slot) = slot else { return self.describe(stored) };
         let copy = || -> Result<(), SlotError> {
-            let record = from.verify(slot)?;
-            let (to, at) = (stored.region.layout().payload(0), from.layout().payload(slot));
-            stored.region.check_payload(0, record.len).map_err(|_| RecordError::Length {
-                len: record.len,
-                capacity: stored.region.layout().capacity(),
+            let into = &stored.region;
+            let to = into.layout().payload(0);
+            let record = from.read_verified(slot, |at, piece| {
+                let len = at + piece.len() as u64;
+                let capacity = into.layout().capacity();
+                into.check_payload(0, len).map_err(|_| RecordError::Length { len, capacity })?;
+                into.mapping().write_at(to + at, piece).expect("inside: just checked");
+                Ok::<_, SlotError>(())
             })?;
-            // Inside: just checked, and the source's record was checked against its capacity.
-            let _ = stored.region.mapping().copy_from(to, from.mapping(), at, record.len);
             let extent = Extent { start: 0, end: record.len };
             // SAFETY: the region is new; nobody else knows it yet.
-            unsafe { stored.region.rehash(0, extent, record.len) };
+            unsafe { into.rehash(0, extent, record.len) };
             // SAFETY: as above.
-            unsafe {
-                stored.region.publish(0, stored.meta.epoch, record.sequence, record.len);
-            }
-            // The source may have changed while it was copied: then it fails here.
-            from.verify(slot).map(drop)
+            unsafe { into.publish(0, stored.meta.epoch, record.sequence, record.len) };
+            Ok(())
         };
         match copy() {
             Ok(()) => self.describe(stored),

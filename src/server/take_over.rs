@@ -18,7 +18,7 @@ use crate::{
     name::Name,
     protocol::{Failure, FailureKind, Role},
     region::{Identity, Region, mapping::Mapping},
-    transport::{Access, Purpose, Segment, Stamp, Terms},
+    transport::{Access, MemoryId, Purpose, Segment, Stamp, Terms},
 };
 
 impl Node {
@@ -114,7 +114,8 @@ impl Node {
         let committed = blocking(move || {
             // SAFETY: the region is new; nobody else knows it yet.
             let written = unsafe { into.publish(0, epoch, record.sequence, record.len) };
-            written.root == record.root && into.verify(0).is_ok()
+            // SAFETY: as above.
+            written.root == record.root && unsafe { into.verify_quiet(0) }.is_ok()
         })
         .await;
         if committed {
@@ -126,25 +127,51 @@ impl Node {
     }
 
     /// Reads a peer's memory into this node's.
-    pub(super) async fn read(
+    async fn read(
         &self,
         from: &Member,
         grant: &Grant,
         into: Arc<Mapping>,
         segments: Vec<Segment>,
     ) -> Result<(), Failure> {
+        let memory = self.register_for_reading(into).await?;
+        let read = self.post_read(from, grant, memory, segments).await;
+        self.deregister(memory).await?;
+        read
+    }
+
+    /// Makes memory known to the transport, so that a peer's can be read into it.
+    pub(super) async fn register_for_reading(
+        &self,
+        mapping: Arc<Mapping>,
+    ) -> Result<MemoryId, Failure> {
+        let purpose = Purpose::Post;
+        let register = |reply| Command::Register { mapping, purpose, reply };
+        self.data_plane.ask(register).await?.map_err(|e| internal(&e))
+    }
+
+    /// Ends what [`Node::register_for_reading`] began. Nothing may be under way into it any more.
+    pub(super) async fn deregister(&self, memory: MemoryId) -> Result<(), Failure> {
+        self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
+        Ok(())
+    }
+
+    /// Reads pieces of a peer's memory, as far as they are not empty.
+    pub(super) async fn post_read(
+        &self,
+        from: &Member,
+        grant: &Grant,
+        memory: MemoryId,
+        mut segments: Vec<Segment>,
+    ) -> Result<(), Failure> {
+        segments.retain(|segment| segment.len > 0);
         if segments.is_empty() {
             return Ok(());
         }
-        let purpose = Purpose::Post;
-        let register = |reply| Command::Register { mapping: into, purpose, reply };
-        let memory = self.data_plane.ask(register).await?.map_err(|e| internal(&e))?;
         let stamp = Stamp { epoch: grant.epoch, view: self.view().map_or(0, |v| v.number) };
         let (peer, key) = (from.id.clone(), grant.key);
         let read = |reply| Command::Read { peer, memory, key, stamp, segments, reply };
-        let done = self.data_plane.ask(read).await?;
-        self.data_plane.ask(|reply| Command::Deregister { memory, reply }).await?;
-        done.map_err(|e| {
+        self.data_plane.ask(read).await?.map_err(|e| {
             let why = format!("reading from node {}: {e}", from.id.name);
             Failure::new(FailureKind::Unavailable, why)
         })
