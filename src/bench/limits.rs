@@ -21,6 +21,7 @@ use super::{BenchError, turns::Contender};
 use crate::region::{
     files::{Backing, Places},
     mapping::Mapping,
+    transparent::HUGE_PAGE_BYTES,
 };
 
 /// How somebody waits for bytes.
@@ -242,22 +243,29 @@ impl Pages {
     /// # Errors
     /// There is no room.
     pub fn ordinary(dir: &Path, len: usize) -> io::Result<Self> {
-        Ok(Self::of(&Places { dir: dir.to_owned(), huge: None }, len, 1)?.1)
+        Ok(Self::of(&Places { dir: dir.to_owned(), huge: None, joins_pages: false }, len, 1)?.1)
     }
 
-    /// So many bytes into huge pages, as large regions have where the machine has some to give, and
-    /// how large one is; else none.
+    /// So many bytes into huge pages, of the system's pool or joined ones, as large regions have where
+    /// the machine has some to give, and how large one is; else none.
     ///
     /// # Errors
     /// There is no room for them in ordinary pages either.
     pub fn huge(dir: &Path, len: usize) -> io::Result<Option<(u64, Self)>> {
         let places = Places::prepare(dir, &fs::read_to_string("/proc/mounts")?)?;
-        let Some((huge_dir, page)) = &places.huge else { return Ok(None) };
+        let pooled = places.huge.as_ref().map(|(_, page)| *page);
+        let page = pooled.unwrap_or(HUGE_PAGE_BYTES);
         // Less than a page would not lie in a huge one.
-        let made = Self::of(&places, len, *page);
-        fs::remove_dir(huge_dir)?;
+        let made = Self::of(&places, len, page);
+        if let Some((huge_dir, _)) = &places.huge {
+            fs::remove_dir(huge_dir)?;
+        }
         let (backing, pages) = made?;
-        Ok((backing == Backing::Hugetlbfs).then_some((*page, pages)))
+        Ok(match backing {
+            Backing::Hugetlbfs => Some((page, pages)),
+            Backing::Transparent => Some((HUGE_PAGE_BYTES, pages)),
+            Backing::Tmpfs => None,
+        })
     }
 
     /// The file's name is gone at once: the mapping keeps the memory for as long as it is needed.

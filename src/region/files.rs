@@ -18,18 +18,23 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::transparent;
+
 /// Smaller regions lie in ordinary pages: a huge page would be mostly waste.
 const HUGE_REGION_BYTES_MIN: u64 = 1 << 20;
 /// Left to the rest of the container when a region is made.
 const HEADROOM_BYTES: u64 = 32 << 20;
 
 /// Which kind of memory a region's file lies in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
-    /// Huge pages.
+    /// Huge pages of the system's pool.
     Hugetlbfs,
+    /// Ordinary pages that were joined, as far as whole huge ones fit.
+    Transparent,
     /// Ordinary pages.
+    #[default]
     Tmpfs,
 }
 
@@ -40,6 +45,8 @@ pub struct Places {
     pub dir: PathBuf,
     /// A directory on hugetlbfs and its page size in bytes.
     pub huge: Option<(PathBuf, u64)>,
+    /// The system joins ordinary pages.
+    pub joins_pages: bool,
 }
 
 /// A region's file, just made.
@@ -90,7 +97,7 @@ impl Places {
             let fs = statfs(&path).ok()?;
             Some((path, fs.f_bsize as u64))
         });
-        Ok(Self { dir: dir.to_owned(), huge })
+        Ok(Self { dir: dir.to_owned(), huge, joins_pages: transparent::is_offered() })
     }
 
     /// Makes and reserves a file of at least `bytes` bytes with this file name.
@@ -107,16 +114,16 @@ impl Places {
             let place = "this container's memory limit".to_owned();
             return Err(CreateError::NoSpace { wanted: bytes, available, place });
         }
-        reserve(self.dir.join(file_name), bytes, page, Backing::Tmpfs)
+        let backing = if self.joins_pages { Backing::Transparent } else { Backing::Tmpfs };
+        reserve(self.dir.join(file_name), bytes, page, backing)
     }
 
     /// Opens a file that an earlier life of this server made.
-    pub fn open(&self, file_name: &str) -> io::Result<(File, PathBuf, Backing)> {
-        let huge = self.huge.iter().map(|(dir, _)| (dir, Backing::Hugetlbfs));
-        for (dir, backing) in huge.chain([(&self.dir, Backing::Tmpfs)]) {
+    pub fn open(&self, file_name: &str) -> io::Result<(File, PathBuf)> {
+        for dir in self.huge.iter().map(|(dir, _)| dir).chain([&self.dir]) {
             let path = dir.join(file_name);
             match OpenOptions::new().read(true).write(true).open(&path) {
-                Ok(file) => return Ok((file, path, backing)),
+                Ok(file) => return Ok((file, path)),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -163,10 +170,16 @@ fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<New
         .mode(0o600)
         .open(&path)
         .map_err(system)?;
+    let available = || fstatfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_bsize as u64);
+    let backing = match backing {
+        Backing::Transparent if bytes > available() || !joined(&file, bytes) => Backing::Tmpfs,
+        other => other,
+    };
+    // It takes what is not in place yet.
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => Ok(NewFile { file, path, bytes, backing }),
         Err(errno) => {
-            let available = fstatfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_bsize as u64);
+            let available = available();
             // The file is new and ours; if it cannot be unlinked the reservation error still counts.
             let _ = fs::remove_file(&path);
             match errno {
@@ -178,6 +191,11 @@ fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<New
             }
         }
     }
+}
+
+/// Whether a new file has huge pages behind it now.
+fn joined(file: &File, bytes: u64) -> bool {
+    file.set_len(bytes).and_then(|()| transparent::join_all(file, bytes)).unwrap_or(false)
 }
 
 /// Mount points of type hugetlbfs in the text of `/proc/mounts`.
@@ -255,7 +273,7 @@ mod tests {
     #[test]
     fn a_file_is_reserved_at_once_and_leaves_nothing_when_it_cannot_be() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let places = Places { dir: dir.path().join("n"), huge: None };
+        let places = Places { dir: dir.path().join("n"), huge: None, joins_pages: false };
         make_private_dir(&places.dir).unwrap();
         let made = places.create("a.region", 10_000).unwrap();
         assert_eq!(made.bytes, 12_288);
@@ -263,5 +281,22 @@ mod tests {
         let too_much = places.create("b.region", 1 << 50);
         assert!(matches!(too_much, Err(CreateError::NoSpace { .. })), "{too_much:?}");
         assert_eq!(places.list(".region").unwrap(), ["a.region"]);
+    }
+
+    #[test]
+    fn a_file_in_joined_pages_takes_no_more_than_it_needs_and_leaves_nothing_when_it_cannot_be() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let places = Places { joins_pages: true, ..Places::prepare(dir.path(), "").unwrap() };
+        let bytes = 5 * transparent::HUGE_PAGE_BYTES / 2 + 1;
+        let made = places.create("a.region", bytes).unwrap();
+        assert_eq!(made.bytes, bytes.next_multiple_of(4096));
+        assert_eq!(made.file.metadata().unwrap().blocks() * 512, made.bytes);
+        let offered = transparent::is_offered();
+        assert_eq!(made.backing == Backing::Transparent, offered, "{:?}", made.backing);
+        let small = places.create("b.region", 10_000).unwrap();
+        assert_eq!((small.bytes, small.backing), (12_288, Backing::Tmpfs));
+        let too_much = places.create("c.region", 1 << 46);
+        assert!(matches!(too_much, Err(CreateError::NoSpace { .. })), "{too_much:?}");
+        assert_eq!(places.list(".region").unwrap().len(), 2);
     }
 }

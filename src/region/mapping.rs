@@ -21,8 +21,12 @@ use std::{
 use memmap2::{MmapOptions, MmapRaw};
 #[cfg(feature = "server")]
 use rustix::mm::{Advice, madvise};
+use rustix::{
+    fs::fstatfs,
+    mm::{MapFlags, ProtFlags, mmap},
+};
 
-use super::{sigbus::Registered, streaming};
+use super::{sigbus::Registered, streaming, transparent::HUGE_PAGE_BYTES};
 
 /// A whole region mapped readable and writable, shared with whoever else maps its file.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub struct Mapping {
     /// Goes first: an entry of memory that is unmapped would speak of somebody else's.
     registered: Registered,
     map: MmapRaw,
+    /// Where the file's bytes begin in `map`.
+    begin: usize,
     len: usize,
 }
 
@@ -59,9 +65,13 @@ impl Mapping {
                 "the file is shorter than its mapping",
             ));
         }
-        let map = MmapOptions::new().len(len).map_raw(file)?;
-        let registered = Registered::new(map.as_ptr(), len);
-        Ok(Self { registered, map, len })
+        let (map, begin) = if len as u64 >= HUGE_PAGE_BYTES {
+            map_aligned(file, len)?
+        } else {
+            (MmapOptions::new().len(len).map_raw(file)?, 0)
+        };
+        let registered = Registered::new(map.as_ptr().wrapping_add(begin), len);
+        Ok(Self { registered, map, begin, len })
     }
 
     /// Length in bytes.
@@ -109,9 +119,22 @@ impl Mapping {
         }
     }
 
+    /// Has the system join the small pages behind these bytes, each huge page of which must have a
+    /// small one in place. No byte changes.
+    pub(super) fn collapse(&self, bytes: std::ops::Range<u64>) -> io::Result<()> {
+        let outside = |e: OutOfBounds| io::Error::new(io::ErrorKind::InvalidInput, e);
+        let len = bytes.end.saturating_sub(bytes.start);
+        self.check(bytes.start, len).map_err(outside)?;
+        // SAFETY: inside the mapping, which lives as long as `self`; the advice changes no byte.
+        let done = unsafe {
+            libc::madvise(self.at(bytes.start).cast(), len as usize, libc::MADV_COLLAPSE)
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// The first byte's address, for registering the mapping with a transport.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.map.as_mut_ptr()
+        self.at(0)
     }
 
     /// Checks that `len` bytes at `offset` lie inside.
@@ -209,6 +232,23 @@ impl Mapping {
 
     fn at(&self, offset: u64) -> *mut u8 {
         // Callers have checked the offset; `wrapping_add` keeps this function safe regardless.
-        self.map.as_mut_ptr().wrapping_add(offset as usize)
+        self.map.as_mut_ptr().wrapping_add(self.begin).wrapping_add(offset as usize)
     }
+}
+
+/// Maps a file where huge pages can lie behind it: inside a larger piece of addresses, of which it
+/// takes the place from the second value on.
+fn map_aligned(file: &File, len: usize) -> io::Result<(MmapRaw, usize)> {
+    let page = fstatfs(file)?.f_bsize as usize;
+    let align = page.max(HUGE_PAGE_BYTES as usize);
+    let room = len.checked_add(align).ok_or(io::ErrorKind::InvalidInput)?;
+    let map = MmapRaw::from(MmapOptions::new().len(room).no_reserve_swap().map_anon()?);
+    let begin = map.as_ptr().addr().next_multiple_of(align) - map.as_ptr().addr();
+    let at = map.as_mut_ptr().wrapping_add(begin).cast();
+    let (protection, flags) =
+        (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+    // SAFETY: the range lies inside `map`, which is new, is nobody else's, and unmaps all of it when
+    // it is dropped.
+    unsafe { mmap(at, len, protection, flags, file, 0) }?;
+    Ok((map, begin))
 }

@@ -11,6 +11,7 @@ mod mark;
 pub mod sigbus;
 mod streaming;
 mod table;
+pub mod transparent;
 
 use std::sync::{Arc, atomic::Ordering};
 

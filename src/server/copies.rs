@@ -6,21 +6,20 @@
 //!                                   └────────┘
 //! ```
 //!
-//! The file is written and never mapped here. So the system does not clear pages that are filled at
-//! once, a transport registers nothing but the buffer, and memory that is short is an error rather
-//! than a signal.
+//! So nothing that was not verified is ever in the file, a transport registers nothing but the buffer,
+//! and memory that is short is an error rather than a signal ([`Filling`]).
 
 use std::{
     cell::Cell,
     fs::File,
     future::ready,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt},
-    sync::Arc,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::{StreamExt, stream};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{
     failures::{internal, no_such},
@@ -33,7 +32,11 @@ use crate::{
     name::Name,
     protocol::{Failure, FailureKind},
     region::{
-        ChunkTable, Region, SlotError, files::room_for_copies, layout::Layout, mapping::Mapping,
+        ChunkTable, Region, SlotError,
+        files::room_for_copies,
+        layout::Layout,
+        mapping::Mapping,
+        transparent::{Filling, join_all, memory_file},
     },
     transport::{MemoryId, Segment},
 };
@@ -100,21 +103,22 @@ pub(super) fn find_version(
 /// A copy of a version in this node's memory, which may be overwritten meanwhile.
 pub(super) fn copy_version(region: &Region, version: Option<Version>) -> Result<Copied, CopyError> {
     let (slot, claimed) = find_version(region, version)?;
-    let file = new_file(claimed.len)?;
-    let record = region
-        .read_verified(slot, |at, piece| file.write_all_at(piece, at).map_err(CopyError::System))?;
+    let mut file = new_file(claimed.len, 0)?;
+    let record =
+        region.read_verified(slot, |at, piece| file.write(at, piece).map_err(CopyError::System))?;
     if record != claimed {
         return Err(SlotError::Unfinished.into());
     }
-    Ok(Copied::new(&record, file))
+    Ok(Copied::new(&record, file.into_file()))
 }
 
-/// An empty file in memory that has room for so many bytes as far as anybody can tell.
-fn new_file(len: u64) -> io::Result<File> {
-    if len > room_for_copies() {
+/// A file in memory for so many bytes, if there is room for them and `others`, as far as anybody can
+/// tell.
+fn new_file(len: u64, others: u64) -> io::Result<Filling> {
+    if len.saturating_add(others) > room_for_copies() {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
-    Ok(File::from(memfd_create("ringkeep-copy", MemfdFlags::CLOEXEC)?))
+    Filling::new("ringkeep-copy", len)
 }
 
 /// A piece of the payload, and where in the buffer it arrives.
@@ -174,18 +178,24 @@ impl Way {
 struct Arrivals {
     buffer: Arc<Mapping>,
     way: Way,
-    file: File,
+    file: Mutex<Filling>,
 }
 
 impl Arrivals {
     fn new(way: Way) -> io::Result<Self> {
         let page = rustix::param::page_size() as u64;
         let bytes = way.buffer_bytes().next_multiple_of(page);
-        let file = new_file(way.record.len.saturating_add(bytes))?;
-        let memory = new_file(bytes)?;
-        rustix::fs::fallocate(&memory, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+        let file = Mutex::new(new_file(way.record.len, bytes)?);
+        let memory = memory_file("ringkeep-buffer", bytes)?;
+        // As far as it can.
+        let _ = join_all(&memory, bytes);
+        fallocate(&memory, FallocateFlags::empty(), 0, bytes)?;
         let buffer = Arc::new(Mapping::new(&memory, bytes as usize)?);
         Ok(Self { buffer, way, file })
+    }
+
+    fn file(&self) -> io::Result<File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).file().try_clone()
     }
 
     fn table(&self) -> Result<ChunkTable, SlotError> {
@@ -194,7 +204,7 @@ impl Arrivals {
         ChunkTable::new(entries, &self.way.layout, &self.way.record)
     }
 
-    /// Checks a piece and writes it to the file.
+    /// Checks a piece and writes it to the file. One after the other.
     ///
     /// # Safety
     /// It has arrived, and nothing else arrives at its place in the buffer meanwhile.
@@ -203,9 +213,10 @@ impl Arrivals {
         let bytes = unsafe { self.buffer.quiet_slice(piece.buffered_at, piece.len) };
         let bytes = bytes.expect("inside: the buffer was made for it");
         let step = WRITTEN_AT_ONCE.max(self.way.layout.chunk_bytes());
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         for (bytes, at) in bytes.chunks(step as usize).zip((piece.at..).step_by(step as usize)) {
             table.check(at, bytes)?;
-            self.file.write_all_at(bytes, at)?;
+            file.write(at, bytes)?;
         }
         Ok(())
     }
@@ -241,7 +252,7 @@ impl Node {
         let read = self.read_pieces(from, grant, memory, &arrivals, &failed).await;
         self.deregister(memory).await?;
         read?;
-        let file = arrivals.file.try_clone().map_err(|e| internal(&e))?;
+        let file = arrivals.file().map_err(|e| internal(&e))?;
         Ok(Copied::new(&record, file))
     }
 
@@ -264,23 +275,31 @@ impl Node {
         let table = Arc::new(arrivals.table().map_err(|damage| failed(damage.into()))?);
 
         let stopped = Cell::new(false);
-        let take = async |piece| {
+        let read = async |piece| {
             if !at_once {
                 self.post_read(from, grant, memory, vec![way.segment(piece)]).await?;
             }
-            let (arrivals, table) = (arrivals.clone(), table.clone());
-            // SAFETY: it was read; the piece that comes to its place next is asked for when this is
-            // done, because `buffered` has no more than `PIECES` under way and ends them in order.
-            let taken = blocking(move || unsafe { arrivals.take(piece, &table) }).await;
-            taken.map_err(failed)
+            Ok(piece)
         };
+        // One piece is checked while those behind it arrive; two writers would only wait for each
+        // other's file.
         stream::iter(way.pieces())
             .take_while(|_| ready(!stopped.get()))
-            .map(take)
+            .map(read)
             .buffered(PIECES)
-            .fold(Ok(()), |all: Result<(), Failure>, taken| {
+            .fold(Ok(()), async |all: Result<(), Failure>, read: Result<Piece, Failure>| {
+                let taken = match (&all, read) {
+                    (Ok(()), Ok(piece)) => {
+                        let (arrivals, table) = (arrivals.clone(), table.clone());
+                        // SAFETY: it was read, and no more than `PIECES` are under way from the
+                        // oldest that this did not return for: none is asked for at its place.
+                        let taken = blocking(move || unsafe { arrivals.take(piece, &table) }).await;
+                        taken.map_err(failed)
+                    }
+                    (_, read) => read.map(drop),
+                };
                 stopped.set(stopped.get() || taken.is_err());
-                ready(all.and(taken))
+                all.and(taken)
             })
             .await
     }
@@ -288,6 +307,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use proptest::prelude::*;
     use twox_hash::XxHash3_64;
 
@@ -350,9 +371,10 @@ mod tests {
             take(*piece, bytes).unwrap();
         }
         let mut there = vec![0; payload.len()];
-        arrivals.file.read_exact_at(&mut there, 0).unwrap();
+        let file = arrivals.file().unwrap();
+        file.read_exact_at(&mut there, 0).unwrap();
         assert!(there == payload);
-        assert_eq!(arrivals.file.metadata().unwrap().len(), payload.len() as u64);
+        assert_eq!(file.metadata().unwrap().len(), payload.len() as u64);
     }
 
     #[test]

@@ -131,12 +131,16 @@ pub(super) fn new_incarnation() -> u64 {
 impl Node {
     /// Gives the state machine its time until the server stops.
     pub(super) async fn run_membership(self: Rc<Self>) {
+        let sleep = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(sleep);
         loop {
             let deadline = self.membership.borrow().deadline();
             let wait = deadline.map_or(Duration::from_secs(1), |at| at.since(now()));
+            // One timer: most messages leave the deadline where it is or bring it forward a little.
+            sleep.as_mut().reset(tokio::time::Instant::now() + wait);
             // A changed view may have brought the deadline forward.
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = &mut sleep => {}
                 () = self.membership_moved.notified() => {}
             }
             let (deadline, now) = (self.membership.borrow().deadline(), now());

@@ -15,7 +15,7 @@ use crate::{
     membership::{Event, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
-    region::Region,
+    region::{Region, files::Backing},
     transport::{Access, Purpose, Terms},
 };
 
@@ -233,6 +233,7 @@ impl Node {
                     held,
                     region,
                     bytes: 0,
+                    backing: Backing::default(),
                     successor: None,
                     ended: None,
                     taken_from: Vec::new(),

@@ -199,7 +199,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let _only_server = lock_dir(dir)?;
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let places = Places::prepare(dir, &mounts).map_err(system("preparing the region files"))?;
-    if places.huge.is_none() {
+    if places.huge.is_none() && !places.joins_pages {
         tracing::warn!("{HUGEPAGES_HINT}");
     }
     let store = Store::new(places);
@@ -390,7 +390,7 @@ impl Node {
         let store = self.store.clone();
         let found = node::blocking(move || store.load()).await;
         for stored in found.map_err(system("reading the region files"))? {
-            let Stored { mut meta, region, path, backing } = stored;
+            let Stored { mut meta, region, path } = stored;
             self.memory_bytes.set(self.memory_bytes.get() + meta.bytes);
             let (name, version) = (meta.name.clone(), region.newest_by_record());
             let version = version.map_or(0, |f| f.record.sequence);
@@ -422,7 +422,7 @@ impl Node {
                 tracing::error!(checkpoint = %name, %damage, "damaged; its mirror will be asked");
             }
             let held = meta.held.clone();
-            let owned = Owned { damaged, ..Owned::new(Stored { meta, region, path, backing }) };
+            let owned = Owned { damaged, ..Owned::new(Stored { meta, region, path }) };
             if held == Held::Superseded || owned.damaged.is_some() {
                 self.owned.borrow_mut().insert(name, owned);
             } else if let Err(failure) = self.serve(owned, self.life.get()).await {

@@ -1,6 +1,6 @@
 //! Opening a checkpoint: attach, make, enlarge, or take over from another node.
 
-use std::{fs::File, os::fd::OwnedFd, path::Path, rc::Rc, time::Duration};
+use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::{
     membership::{HoldingRun, Member, NodeId, OwnerHolders, View},
     name::Name,
     protocol::{Failure, FailureKind, Opened},
-    region::{Identity, layout::Layout},
+    region::{Identity, files::Backing, layout::Layout},
 };
 
 /// How long an open or a get waits for a ring that is changing.
@@ -234,6 +234,7 @@ impl Node {
                 held: Held::Owned,
                 region: Self::draw(),
                 bytes: 0,
+                backing: Backing::default(),
                 successor: None,
                 ended: None,
                 taken_from: Vec::new(),
@@ -403,7 +404,6 @@ impl Node {
         let ring_mirrors = self.view().is_some_and(|v| v.predecessor(&self.id()).is_some());
         let owned = self.owned.borrow();
         let owned = owned.get(name).ok_or_else(|| no_such(name))?;
-        let bytes = owned.meta.bytes;
         let version = owned.region.newest_by_record().map_or(0, |f| f.record.sequence);
         let opened = Opened {
             layout: owned.meta.layout,
@@ -411,16 +411,9 @@ impl Node {
             epoch: owned.meta.epoch,
             bytes: owned.meta.bytes,
             mirrored: ring_mirrors,
-            warning: self
-                .lost_warning(name, version)
-                .or_else(|| self.hugepage_warning(bytes, &owned.path)),
+            warning: self.lost_warning(name, version).or_else(|| hugepage_warning(&owned.meta)),
         };
         Ok(Attached { opened, descriptors: [file.into(), handover, doorbell, wake], number })
-    }
-
-    fn hugepage_warning(&self, bytes: u64, path: &Path) -> Option<String> {
-        let worth_it = bytes >= 16 << 20 && path.starts_with(&self.config.dir);
-        worth_it.then(|| super::HUGEPAGES_HINT.to_owned())
     }
 
     /// Attaches a client that was attached before this server restarted.
@@ -457,6 +450,11 @@ impl Node {
             let _ = self.data_plane.send(Command::Detach { name: name.clone(), condition: None });
         }
     }
+}
+
+fn hugepage_warning(meta: &Meta) -> Option<String> {
+    let worth_it = meta.bytes >= 16 << 20 && meta.backing == Backing::Tmpfs;
+    worth_it.then(|| super::HUGEPAGES_HINT.to_owned())
 }
 
 fn any_in(view: &View, run: &HoldingRun) -> bool {

@@ -83,6 +83,9 @@ pub struct Meta {
     pub region: u64,
     /// Reserved bytes.
     pub bytes: u64,
+    /// In which kind of memory.
+    #[serde(default)]
+    pub backing: Backing,
     /// Who took it over: from here if it is superseded, from its owner if it is a mirror.
     #[serde(default)]
     pub successor: Option<NodeId>,
@@ -119,8 +122,6 @@ pub struct Stored {
     pub region: Region,
     /// The file's path.
     pub path: PathBuf,
-    /// Where it lies.
-    pub backing: Backing,
 }
 
 /// The regions of one node.
@@ -156,16 +157,17 @@ impl Store {
 
     /// True when large regions find huge pages.
     pub fn has_hugepages(&self) -> bool {
-        self.places.huge.is_some()
+        self.places.huge.is_some() || self.places.joins_pages
     }
 
-    /// Makes a new, empty region. `meta.bytes` is set to what was reserved. It has no description
+    /// Makes a new, empty region. `meta.bytes` and `meta.backing` are set
+    /// to what was reserved. It has no description
     /// yet: until [`Store::write_meta`] a restart removes it. So whoever fills it writes the
     /// description last, and a half-made region never takes the place of a whole one.
     pub fn create(&self, mut meta: Meta) -> Result<Stored, StoreError> {
         let file_name = region_name(&meta.name, meta.region);
         let made = self.places.create(&file_name, meta.layout.region_bytes())?;
-        meta.bytes = made.bytes;
+        (meta.bytes, meta.backing) = (made.bytes, made.backing);
         let path = made.path.clone();
         let finish = || -> io::Result<Stored> {
             if !matches!(meta.held, Held::Mirror(_)) && rustix::process::geteuid().is_root() {
@@ -174,7 +176,7 @@ impl Store {
             let mapping = map(&made.file, made.bytes)?;
             let region = Region::new(mapping, meta.layout, meta.identity)
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            Ok(Stored { meta, region, path: made.path, backing: made.backing })
+            Ok(Stored { meta, region, path: made.path })
         };
         finish().map_err(|source| {
             let _ = fs::remove_file(&path);
@@ -258,7 +260,7 @@ impl Store {
         }
         for file_name in self.places.list(REGION_SUFFIX)? {
             if !known.contains(&file_name)
-                && let Ok((_, path, _)) = self.places.open(&file_name)
+                && let Ok((_, path)) = self.places.open(&file_name)
             {
                 tracing::info!(path = %path.display(), "removing a region that was never finished");
                 let _ = fs::remove_file(path);
@@ -269,7 +271,7 @@ impl Store {
 
     fn load_one(&self, path: &Path) -> io::Result<Stored> {
         let meta: Meta = serde_json::from_slice(&fs::read(path)?)?;
-        let (file, path, backing) = self.places.open(&region_name(&meta.name, meta.region))?;
+        let (file, path) = self.places.open(&region_name(&meta.name, meta.region))?;
         // Longer is harmless: its client can do that, and nobody looks there.
         if file.metadata()?.len() < meta.bytes {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the region was cut off"));
@@ -277,7 +279,7 @@ impl Store {
         let mapping = map(&file, meta.bytes)?;
         let region = Region::new(mapping, meta.layout, meta.identity)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-        Ok(Stored { meta, region, path, backing })
+        Ok(Stored { meta, region, path })
     }
 
     fn meta_path(&self, meta: &Meta) -> PathBuf {
@@ -373,7 +375,7 @@ mod tests {
     use crate::region::files::make_private_dir;
 
     fn store(dir: &Path) -> Store {
-        let places = Places { dir: dir.join("n"), huge: None };
+        let places = Places { dir: dir.join("n"), huge: None, joins_pages: true };
         make_private_dir(&places.dir).unwrap();
         Store::new(places)
     }
@@ -388,6 +390,7 @@ mod tests {
             held: Held::Owned,
             region,
             bytes: 0,
+            backing: Backing::default(),
             successor: None,
             ended: None,
             taken_from: Vec::new(),

@@ -17,7 +17,7 @@ use crate::{
     membership::{Member, NodeId},
     name::Name,
     protocol::{Failure, FailureKind, Role},
-    region::{Identity, Region, mapping::Mapping},
+    region::{Identity, Region, files::Backing, mapping::Mapping},
     transport::{Access, MemoryId, Purpose, Segment, Stamp, Terms},
 };
 
@@ -68,6 +68,7 @@ impl Node {
             held: Held::Owned,
             region: Self::draw(),
             bytes: 0,
+            backing: Backing::default(),
             successor: None,
             ended: None,
             taken_from: Vec::new(),

@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use snow::{HandshakeState, TransportState};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     time::timeout,
 };
@@ -17,13 +17,16 @@ const CHUNK_BYTES_MAX: usize = FRAME_BYTES_MAX - TAG_BYTES;
 const LENGTH_BYTES: usize = 4;
 /// A hello and its answer hold two names and an address.
 const HELLO_BYTES_MAX: usize = 1024;
+/// Several heartbeats. What is larger goes past the buffer.
+const READ_AT_ONCE: usize = 1024;
 /// How long a frame may wait for the peer to take it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(super) struct Channel {
-    stream: TcpStream,
+    /// Buffered, so that a short message is one system call.
+    stream: BufReader<TcpStream>,
     noise: TransportState,
     sealed: Vec<u8>,
     open: Vec<u8>,
@@ -33,6 +36,7 @@ impl Channel {
     /// The handshake must be done.
     pub(super) fn new(stream: TcpStream, noise: HandshakeState) -> Result<Self, LinkError> {
         let noise = noise.into_transport_mode().map_err(LinkError::Noise)?;
+        let stream = BufReader::with_capacity(READ_AT_ONCE, stream);
         Ok(Self { stream, noise, sealed: Vec::new(), open: Vec::new() })
     }
 
@@ -62,10 +66,11 @@ impl Channel {
     /// dropped and called again.
     pub(super) async fn closed(&self) -> LinkError {
         loop {
-            if let Err(error) = self.stream.readable().await {
+            let stream = self.stream.get_ref();
+            if let Err(error) = stream.readable().await {
                 return error.into();
             }
-            match self.stream.try_read(&mut [0]) {
+            match stream.try_read(&mut [0]) {
                 Ok(0) => return LinkError::Closed,
                 Ok(_) => return LinkError::Malformed("an answer where there is none"),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

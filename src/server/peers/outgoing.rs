@@ -180,14 +180,23 @@ async fn pump(
     channel: &mut Channel,
     me: &mut watch::Receiver<Peer>,
 ) -> End {
+    // One timer that is looked at when it ends, not a new one for each message.
+    let idle = sleep(IDLE_MAX);
+    tokio::pin!(idle);
+    let mut used = Instant::now();
     loop {
         tokio::select! {
             biased;
             _ = me.changed() => return End::Renamed,
             error = channel.closed() => return End::Lost(error),
-            filled = timeout(IDLE_MAX, to.filled()) => if filled.is_err() {
-                return End::Idle;
-            },
+            () = to.filled() => used = Instant::now(),
+            () = &mut idle => {
+                if used.elapsed() >= IDLE_MAX {
+                    return End::Idle;
+                }
+                idle.as_mut().reset(used + IDLE_MAX);
+                continue;
+            }
         }
         inner.count_dropped(to.drop_outdated(Instant::now()));
         let Some(message) = to.pop() else { continue };
