@@ -115,6 +115,14 @@ const MUTANTS: &[Mutant] = &[
         says: "nothing_that_was_put_in_is_ever_lost",
     },
     Mutant {
+        name: "what a peer sends is written without a look at its checksums",
+        file: "src/server/copies.rs",
+        from: "table.check(at, bytes)?;",
+        to: "let _ = table;",
+        test: &["--lib", "what_arrives_is_written_where_it_belongs"],
+        says: "Piece {",
+    },
+    Mutant {
         name: "the old entry of a changed chunk stays in the root",
         file: "src/region/mod.rs",
         from: "root.remove(chunk, self.entry(source, chunk));",

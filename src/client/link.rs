@@ -74,6 +74,8 @@ impl Link {
         spin: Duration,
     ) -> Result<(Self, Opened, OwnedFd), RequestError> {
         wire::send(&stream, request, region.map(AsFd::as_fd))?;
+        // An open takes a few changes of thread, a commit one.
+        wire::look_for_answer(&stream, 3 * spin);
         let (response, descriptors) = wire::receive(&stream)?;
         let opened = match response {
             Response::Opened(opened) => opened,

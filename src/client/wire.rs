@@ -7,14 +7,21 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
+    time::{Duration, Instant},
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
+    },
 };
 
-use crate::protocol::{MESSAGE_BYTES_MAX, Request, Response};
+use crate::{
+    pause::Pause,
+    protocol::{MESSAGE_BYTES_MAX, Request, Response},
+};
 
 /// Most descriptors that travel with one message.
 pub(crate) const DESCRIPTORS_MAX: usize = 4;
@@ -30,6 +37,19 @@ pub(crate) fn send(
     message.extend_from_slice(&body);
     let sent = send_with(socket, &message, with.as_slice())?;
     (&*socket).write_all(&message[sent..])
+}
+
+/// Looks whether something has come, for so long at most. Whoever sleeps in `receive` instead is told
+/// later, by as much as its core takes to wake up.
+pub(crate) fn look_for_answer(socket: &UnixStream, time: Duration) {
+    let (began, pause) = (Instant::now(), Pause::default());
+    while began.elapsed() < time {
+        match recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN) => pause.pause(),
+            // An error is found again by whoever receives.
+            _ => return,
+        }
+    }
 }
 
 /// Receives a response and the descriptors that came with it.

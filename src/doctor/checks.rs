@@ -112,6 +112,11 @@ fn hugepages(facts: &Facts) -> Check {
                 ),
             )
         }
+        _ if facts.joins_pages => ok(
+            "hugepages",
+            "none free in a pool; the system joins ordinary pages for regions of 2 MiB and more \
+             (vm.nr_hugepages keeps some back where memory is fragmented)",
+        ),
         Some(pool) if pool.pages > 0 => {
             warn("hugepages", format!("all {} pages of 2 MiB are in use", pool.pages), mend)
         }
@@ -134,6 +139,10 @@ fn hugetlbfs(facts: &Facts) -> Check {
     );
     if let Some(mount) = mounts.clone().find(|m| m.writable) {
         return ok("hugetlbfs", format!("{}, writable", mount.point));
+    }
+    let pooled = facts.huge_pools.iter().any(|p| p.page_bytes == HUGE_PAGE_BYTES && p.pages > 0);
+    if facts.joins_pages && !pooled {
+        return ok("hugetlbfs", "not needed: there is no pool of huge pages");
     }
     match mounts.next() {
         Some(mount) => warn("hugetlbfs", format!("{}, not writable for you", mount.point), mend),
@@ -256,6 +265,7 @@ pub(super) mod tests {
             ram_bytes: Some(16 << 30),
             cgroup_bytes_max: None,
             huge_pools: vec![HugePool { page_bytes: 2 << 20, pages: 512, pages_free: 500 }],
+            joins_pages: false,
             huge_mounts: vec![HugeMount {
                 point: "/dev/hugepages".to_owned(),
                 page_bytes: Some(2 << 20),
@@ -321,6 +331,12 @@ pub(super) mod tests {
         assert_one(&spoiled(|f| f.clock_source = Some("hpet".into())), "clock", Warn, "tsc");
         assert_one(&spoiled(|f| f.huge_pools[0].pages_free = 0), "hugepages", Warn, "=1024 ");
         assert_one(&spoiled(|f| f.huge_pools.clear()), "hugepages", Warn, "tmpfs");
+        let joined = |f: &mut Facts| {
+            (f.huge_pools, f.huge_mounts, f.joins_pages) = (vec![], vec![], true);
+        };
+        assert_eq!(spoiled(joined), [], "no pool is needed then");
+        let unused = |f: &mut Facts| (f.huge_mounts, f.joins_pages) = (vec![], true);
+        assert_one(&spoiled(unused), "hugetlbfs", Warn, "mount");
         assert_one(&spoiled(|f| f.huge_mounts[0].writable = false), "hugetlbfs", Warn, "uid=1000");
         let other = |f: &mut Facts| f.huge_mounts[0].page_bytes = Some(1 << 30);
         assert_one(&spoiled(other), "hugetlbfs", Warn, "pagesize=2M");

@@ -19,6 +19,7 @@ use super::parse;
 use crate::{
     client::Client,
     cluster_key::{ClusterKey, ReadKeyError},
+    region::transparent,
 };
 
 /// Where shared memory lies on every Linux.
@@ -76,6 +77,8 @@ pub struct Facts {
     pub cgroup_bytes_max: Option<u64>,
     /// Pools of huge pages.
     pub huge_pools: Vec<HugePool>,
+    /// The system joins ordinary pages to huge ones when asked to.
+    pub joins_pages: bool,
     /// Mounts of hugetlbfs.
     pub huge_mounts: Vec<HugeMount>,
     /// The limit of locked memory.
@@ -223,6 +226,7 @@ pub fn read(asked: Asked) -> Facts {
         ram_bytes: parse::meminfo(&text("/proc/meminfo"), "MemTotal"),
         cgroup_bytes_max: cgroup_bytes_max(&mounts),
         huge_pools: huge_pools(),
+        joins_pages: transparent::is_offered(),
         huge_mounts: huge_mounts(&mounts),
         memlock: memlock(),
         rdma_built: cfg!(feature = "rdma"),

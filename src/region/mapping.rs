@@ -65,10 +65,12 @@ impl Mapping {
                 "the file is shorter than its mapping",
             ));
         }
-        let (map, begin) = if len as u64 >= HUGE_PAGE_BYTES {
-            map_aligned(file, len)?
-        } else {
-            (MmapOptions::new().len(len).map_raw(file)?, 0)
+        let large = len as u64 >= HUGE_PAGE_BYTES;
+        let aligned = if large { map_aligned(file, len).ok() } else { None };
+        let (map, begin) = match aligned {
+            Some(aligned) => aligned,
+            // Where the system gives no addresses away: slower, and else the same.
+            None => (MmapOptions::new().len(len).map_raw(file)?, 0),
         };
         let registered = Registered::new(map.as_ptr().wrapping_add(begin), len);
         Ok(Self { registered, map, begin, len })

@@ -132,3 +132,52 @@ impl Filling {
         self.file
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_filled_has_every_byte_and_takes_no_more_than_it_needs() {
+        // With a part that fits no huge page, with more than is joined at once, without any.
+        for len in [0, 1, 70_000, HUGE_PAGE_BYTES, 2 * HUGE_PAGE_BYTES + 5, 11 << 20] {
+            let mut filling = Filling::new("test", len).unwrap();
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 253) as u8).collect();
+            for (piece, at) in bytes.chunks(65_536).zip((0..).step_by(65_536)) {
+                filling.write(at, piece).unwrap();
+            }
+            let file = filling.into_file();
+            let mut there = vec![1; bytes.len()];
+            file.read_exact_at(&mut there, 0).unwrap();
+            assert!(there == bytes, "{len} bytes");
+            let meta = file.metadata().unwrap();
+            assert_eq!(meta.len(), len);
+            assert_eq!(meta.blocks() * 512, len.next_multiple_of(4096), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn pages_are_joined_where_the_system_does_and_keep_what_they_hold() {
+        let bytes = 2 * HUGE_PAGE_BYTES + 4096;
+        let file = memory_file("test", bytes).unwrap();
+        file.write_all_at(b"here", HUGE_PAGE_BYTES + 77).unwrap();
+        let joined = join_all(&file, bytes).unwrap();
+        assert_eq!(joined, is_offered());
+        let mut there = [0; 4];
+        file.read_exact_at(&mut there, HUGE_PAGE_BYTES + 77).unwrap();
+        assert_eq!(&there, b"here");
+        if joined {
+            // Two whole huge pages, and nothing of what fits none.
+            assert_eq!(file.metadata().unwrap().blocks() * 512, 2 * HUGE_PAGE_BYTES);
+        }
+        assert!(!join_all(&file, HUGE_PAGE_BYTES - 1).unwrap(), "no whole one");
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_not_mapped() {
+        let file = memory_file("test", HUGE_PAGE_BYTES).unwrap();
+        assert!(join_all(&file, 2 * HUGE_PAGE_BYTES).is_err());
+    }
+}
