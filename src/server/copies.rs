@@ -36,7 +36,7 @@ use crate::{
         files::room_for_copies,
         layout::Layout,
         mapping::Mapping,
-        transparent::{Filling, join_all, memory_file},
+        transparent::{Filling, HUGE_PAGE_BYTES, join_all, memory_file},
     },
     transport::{MemoryId, Segment},
 };
@@ -45,6 +45,10 @@ use crate::{
 const PIECE_BYTES: u64 = 2 << 20;
 /// Pieces between the peer and the file: one arrives, one is asked for, one is checked.
 const PIECES: usize = 3;
+/// A copy of so many bytes takes less time than handing it to another thread.
+const AT_ONCE_BYTES: u64 = 64 << 10;
+/// A larger buffer is made of huge pages, also where it fills none.
+const ORDINARY_BUFFER_BYTES: u64 = 256 << 10;
 /// Bytes that are checked and then written: less than a core's own cache.
 const WRITTEN_AT_ONCE: u64 = 64 << 10;
 
@@ -183,7 +187,10 @@ struct Arrivals {
 
 impl Arrivals {
     fn new(way: Way) -> io::Result<Self> {
-        let page = rustix::param::page_size() as u64;
+        let page = match way.buffer_bytes() {
+            ..=ORDINARY_BUFFER_BYTES => rustix::param::page_size() as u64,
+            _ => HUGE_PAGE_BYTES,
+        };
         let bytes = way.buffer_bytes().next_multiple_of(page);
         let file = Mutex::new(new_file(way.record.len, bytes)?);
         let memory = memory_file("ringkeep-buffer", bytes)?;
@@ -222,6 +229,11 @@ impl Arrivals {
     }
 }
 
+/// Does what takes long on another thread.
+async fn apart<T: Send + 'static>(way: Way, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if way.record.len <= AT_ONCE_BYTES { work() } else { blocking(work).await }
+}
+
 impl Node {
     /// Reads a granted version from a peer.
     pub(super) async fn read_copy(
@@ -246,8 +258,8 @@ impl Node {
             }
             CopyError::NoVersion => no_such(name),
         };
-        let arrivals = blocking(move || Arrivals::new(way)).await.map_err(|e| failed(e.into()))?;
-        let arrivals = Arc::new(arrivals);
+        let arrivals = apart(way, move || Arrivals::new(way)).await;
+        let arrivals = Arc::new(arrivals.map_err(|e| failed(e.into()))?);
         let memory = self.register_for_reading(arrivals.buffer.clone()).await?;
         let read = self.read_pieces(from, grant, memory, &arrivals, &failed).await;
         self.deregister(memory).await?;
@@ -293,8 +305,8 @@ impl Node {
                         let (arrivals, table) = (arrivals.clone(), table.clone());
                         // SAFETY: it was read, and no more than `PIECES` are under way from the
                         // oldest that this did not return for: none is asked for at its place.
-                        let taken = blocking(move || unsafe { arrivals.take(piece, &table) }).await;
-                        taken.map_err(failed)
+                        let take = move || unsafe { arrivals.take(piece, &table) };
+                        apart(way, take).await.map_err(failed)
                     }
                     (_, read) => read.map(drop),
                 };
