@@ -15,6 +15,7 @@
 use std::{
     fs::File,
     io,
+    ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64},
 };
 
@@ -33,11 +34,16 @@ use super::{sigbus::Registered, streaming, transparent::HUGE_PAGE_BYTES};
 pub struct Mapping {
     /// Goes first: an entry of memory that is unmapped would speak of somebody else's.
     registered: Registered,
-    map: MmapRaw,
-    /// Where the file's bytes begin in `map`.
-    begin: usize,
+    /// The file's first byte, in `_map`.
+    begin: NonNull<u8>,
     len: usize,
+    _map: MmapRaw,
 }
+
+// SAFETY: `begin` points into `_map`, which may be sent; bytes are copied and words are atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above, and `_map` may be shared.
+unsafe impl Sync for Mapping {}
 
 /// Offset and length that do not lie inside a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -72,8 +78,10 @@ impl Mapping {
             // Where the system gives no addresses away: slower, and else the same.
             None => (MmapOptions::new().len(len).map_raw(file)?, 0),
         };
-        let registered = Registered::new(map.as_ptr().wrapping_add(begin), len);
-        Ok(Self { registered, map, begin, len })
+        let begin = NonNull::new(map.as_mut_ptr().wrapping_add(begin));
+        let begin = begin.ok_or(io::ErrorKind::InvalidInput)?;
+        let registered = Registered::new(begin.as_ptr(), len);
+        Ok(Self { registered, begin, len, _map: map })
     }
 
     /// Length in bytes.
@@ -234,7 +242,7 @@ impl Mapping {
 
     fn at(&self, offset: u64) -> *mut u8 {
         // Callers have checked the offset; `wrapping_add` keeps this function safe regardless.
-        self.map.as_mut_ptr().wrapping_add(self.begin).wrapping_add(offset as usize)
+        self.begin.as_ptr().wrapping_add(offset as usize)
     }
 }
 
