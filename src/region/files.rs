@@ -291,8 +291,8 @@ mod tests {
         let made = places.create("a.region", bytes).unwrap();
         assert_eq!(made.bytes, bytes.next_multiple_of(4096));
         assert_eq!(made.file.metadata().unwrap().blocks() * 512, made.bytes);
-        let offered = transparent::is_offered();
-        assert_eq!(made.backing == Backing::Transparent, offered, "{:?}", made.backing);
+        // Not where it takes too long.
+        assert!(made.backing == Backing::Tmpfs || transparent::is_offered());
         let small = places.create("b.region", 10_000).unwrap();
         assert_eq!((small.bytes, small.backing), (12_288, Backing::Tmpfs));
         let too_much = places.create("c.region", 1 << 46);

@@ -8,7 +8,7 @@
 use std::{
     fs::File,
     io,
-    ops::Range,
+    os::unix::fs::FileExt,
     time::{Duration, Instant},
 };
 
@@ -18,19 +18,19 @@ use super::mapping::Mapping;
 
 /// Bytes of a huge page. Where the system's are larger, it joins nothing.
 pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
-/// Bytes that one call joins: each begins with a word to every core.
-const STEP_BYTES: u64 = 32 << 20;
-/// On fragmented memory the system moves other pages about first. So long it may take for a step and,
-/// once, for all: about as long as filling small pages does.
-const STEP_TIME: Duration = Duration::from_millis(16);
-const TIME: Duration = Duration::from_millis(100);
+/// Bytes that one call joins at most: each begins with a word to every core. The first calls join less,
+/// so that a slow one does not last.
+const STEP_BYTES_MAX: u64 = 32 << 20;
+/// The system may have to move other pages about first, or to get memory from its host. So long it may
+/// take, once and for each MiB: about as long as filling small pages does.
+const TIME: Duration = Duration::from_millis(15);
+const TIME_PER_MIB: Duration = Duration::from_micros(250);
 
 /// Whether the system joins pages at all.
 pub fn is_offered() -> bool {
     let tried = || -> io::Result<bool> {
         let file = memory_file("ringkeep-trial", HUGE_PAGE_BYTES)?;
-        let mapping = Mapping::new(&file, HUGE_PAGE_BYTES as usize)?;
-        Ok(join(&file, &mapping, 0..HUGE_PAGE_BYTES))
+        Ok(Joining::new(&file, HUGE_PAGE_BYTES)?.step(&file, |_| Duration::MAX))
     };
     tried().unwrap_or(false)
 }
@@ -39,33 +39,63 @@ pub fn is_offered() -> bool {
 /// and the system gives them without much ado. True when all lie in huge pages. What does not is as it
 /// was before: it has to be reserved.
 pub fn join_all(file: &File, bytes: u64) -> io::Result<bool> {
-    let whole = whole_pages(bytes);
-    if whole == 0 {
+    join_within(file, bytes, allowed)
+}
+
+fn join_within(file: &File, bytes: u64, allowed: fn(u64) -> Duration) -> io::Result<bool> {
+    if bytes < HUGE_PAGE_BYTES {
         return Ok(false);
     }
-    let mapping = Mapping::new(file, whole as usize)?;
-    let mut allowed = TIME;
-    let began = Instant::now();
-    for at in (0..whole).step_by(STEP_BYTES as usize) {
-        allowed += STEP_TIME;
-        let joined = join(file, &mapping, at..whole.min(at + STEP_BYTES));
-        if !joined || began.elapsed() > allowed {
+    let mut joining = Joining::new(file, bytes)?;
+    while !joining.is_done() {
+        if !joining.step(file, allowed) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn whole_pages(bytes: u64) -> u64 {
-    bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+/// A file whose pages are joined from its begin on.
+#[derive(Debug)]
+struct Joining {
+    mapping: Mapping,
+    /// Bytes that lie in huge pages.
+    joined: u64,
+    spent: Duration,
 }
 
-/// One step. False when some of it was not joined.
-fn join(file: &File, mapping: &Mapping, bytes: Range<u64>) -> bool {
-    let page = rustix::param::page_size() as u64;
-    let mut first_pages = bytes.clone().step_by(HUGE_PAGE_BYTES as usize);
-    first_pages.all(|at| fallocate(file, FallocateFlags::empty(), at, page).is_ok())
-        && mapping.collapse(bytes).is_ok()
+impl Joining {
+    fn new(file: &File, bytes: u64) -> io::Result<Self> {
+        let whole = bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        let mapping = Mapping::new(file, whole as usize)?;
+        Ok(Self { mapping, joined: 0, spent: Duration::ZERO })
+    }
+
+    fn is_done(&self) -> bool {
+        self.joined == self.mapping.len()
+    }
+
+    /// Joins some more, as many as before at most. False when it did not, or took so long that it
+    /// should not go on.
+    fn step(&mut self, file: &File, allowed: fn(u64) -> Duration) -> bool {
+        let began = Instant::now();
+        let bytes = self.joined.clamp(HUGE_PAGE_BYTES, STEP_BYTES_MAX);
+        let next = self.joined..self.mapping.len().min(self.joined + bytes);
+        let page = rustix::param::page_size() as u64;
+        let mut first_pages = next.clone().step_by(HUGE_PAGE_BYTES as usize);
+        let joined = first_pages
+            .all(|at| fallocate(file, FallocateFlags::empty(), at, page).is_ok())
+            && self.mapping.collapse(next.clone()).is_ok();
+        if joined {
+            self.joined = next.end;
+        }
+        self.spent += began.elapsed();
+        joined && (self.is_done() || self.spent <= allowed(self.joined))
+    }
+}
+
+fn allowed(bytes: u64) -> Duration {
+    TIME + TIME_PER_MIB * (bytes >> 20) as u32
 }
 
 /// A file in memory of so many bytes, all zeros, with nothing behind them yet.
@@ -80,8 +110,7 @@ pub fn memory_file(name: &str, bytes: u64) -> io::Result<File> {
 pub struct Filling {
     file: File,
     /// Huge pages lie behind what was filled, and a little further.
-    mapping: Option<Mapping>,
-    joined: u64,
+    joining: Option<Joining>,
 }
 
 impl Filling {
@@ -91,9 +120,9 @@ impl Filling {
     /// Those of the system, also where the process may not map as much.
     pub fn new(name: &str, bytes: u64) -> io::Result<Self> {
         let file = memory_file(name, bytes)?;
-        let whole = whole_pages(bytes);
-        let mapping = (whole > 0).then(|| Mapping::new(&file, whole as usize)).transpose()?;
-        Ok(Self { file, mapping, joined: 0 })
+        let large = bytes >= HUGE_PAGE_BYTES;
+        let joining = large.then(|| Joining::new(&file, bytes)).transpose()?;
+        Ok(Self { file, joining })
     }
 
     /// Writes what comes next. `at` is where the last call ended.
@@ -101,21 +130,14 @@ impl Filling {
     /// # Errors
     /// There is no room.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
         let end = at + bytes.len() as u64;
-        if let Some(mapping) = &self.mapping {
-            let next = self.joined..mapping.len().min(self.joined + STEP_BYTES / 4);
-            if end > next.start && !next.is_empty() {
-                if join(&self.file, mapping, next.clone()) {
-                    self.joined = next.end;
-                } else {
-                    self.mapping = None;
-                }
-            }
-        }
-        match &self.mapping {
-            Some(mapping) if end <= self.joined => {
-                mapping.write_at(at, bytes).map_err(io::Error::other)
+        self.joining.take_if(|joining| {
+            let wants_more = end > joining.joined && !joining.is_done();
+            wants_more && !joining.step(&self.file, allowed)
+        });
+        match &self.joining {
+            Some(joining) if end <= joining.joined => {
+                joining.mapping.write_at(at, bytes).map_err(io::Error::other)
             }
             // The system clears no page that is written whole, and says so when there is none left.
             _ => self.file.write_all_at(bytes, at),
@@ -135,7 +157,7 @@ impl Filling {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -163,7 +185,7 @@ mod tests {
         let bytes = 2 * HUGE_PAGE_BYTES + 4096;
         let file = memory_file("test", bytes).unwrap();
         file.write_all_at(b"here", HUGE_PAGE_BYTES + 77).unwrap();
-        let joined = join_all(&file, bytes).unwrap();
+        let joined = join_within(&file, bytes, |_| Duration::MAX).unwrap();
         assert_eq!(joined, is_offered());
         let mut there = [0; 4];
         file.read_exact_at(&mut there, HUGE_PAGE_BYTES + 77).unwrap();
@@ -173,6 +195,19 @@ mod tests {
             assert_eq!(file.metadata().unwrap().blocks() * 512, 2 * HUGE_PAGE_BYTES);
         }
         assert!(!join_all(&file, HUGE_PAGE_BYTES - 1).unwrap(), "no whole one");
+    }
+
+    #[test]
+    fn joining_that_takes_too_long_ends_and_what_is_left_can_be_reserved() {
+        let bytes = 4 * HUGE_PAGE_BYTES;
+        let file = memory_file("test", bytes).unwrap();
+        assert!(!join_within(&file, bytes, |_| Duration::ZERO).unwrap());
+        assert!(
+            file.metadata().unwrap().blocks() * 512 <= HUGE_PAGE_BYTES,
+            "the first one at most"
+        );
+        fallocate(&file, FallocateFlags::empty(), 0, bytes).unwrap();
+        assert_eq!(file.metadata().unwrap().blocks() * 512, bytes);
     }
 
     #[test]
