@@ -154,20 +154,39 @@ fn a_whole_cluster_comes_back_in_any_order() {
     }
 }
 
-#[test]
-fn the_founder_of_a_ring_that_left_it_goes_back_to_it() {
-    let listen = ["--listen", "127.0.0.1:0"];
-    let mut founder = Server::new("a", &listen);
+/// A ring of three with these flags: its founder and the others.
+fn started(flags: &[&str]) -> (Server, Vec<Server>) {
+    let flags = [&["--listen", "127.0.0.1:0"], flags].concat();
+    let mut founder = Server::new("a", &flags);
     founder.start();
-    let mut others: Vec<Server> = ["b", "c"]
-        .map(|name| Server::new(name, &[listen[0], listen[1], "--join", &founder.address()]))
-        .into_iter()
-        .collect();
+    let address = founder.address();
+    let join = [&flags[..], &["--join", &address]].concat();
+    let mut others: Vec<Server> = ["b", "c"].map(|name| Server::new(name, &join)).into();
     others.iter_mut().for_each(Server::start);
     founder.wait("a ring of three", |status| common::members(status, 3));
+    (founder, others)
+}
+
+#[test]
+fn a_node_that_is_out_does_not_wait_for_ever_for_those_who_stay_to_know_it() {
+    // Longer than this test waits for anything.
+    let (mut leaver, others) = started(&["--leave-timeout", "1h"]);
+    let [stays, hung] = &others[..] else { unreachable!() };
+    // Whichever view the leaver is out in, one of its two voters never says that it knows it.
+    hung.pause();
+    leaver.terminate();
+    assert!(leaver.ended().success());
+    stays.wait("a view without it", |status| {
+        let view = status.view.as_ref();
+        view.is_some_and(|view| view.members.iter().all(|member| member.as_str() != "a"))
+    });
+}
+
+#[test]
+fn the_founder_of_a_ring_that_left_it_goes_back_to_it() {
+    let (mut founder, others) = started(&[]);
     let cluster_of = |server: &Server| server.wait("a view", |s| s.view.is_some()).view.unwrap();
-    let pid = Pid::from_raw(founder.pid().try_into().unwrap()).unwrap();
-    kill_process(pid, Signal::TERM).unwrap();
+    founder.terminate();
     assert!(founder.ended().success());
     let without = cluster_of(&others[0]);
     assert_eq!(without.members.len(), 2);

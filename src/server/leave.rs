@@ -66,7 +66,8 @@ impl Node {
                 }
                 return;
             }
-            let out = !view.admits(&self.id());
+            // The view of a node that is out is not told any more: only the machine knows.
+            let out = !self.membership.borrow().is_member();
             if out && out_since.get_or_insert_with(Instant::now).elapsed() > FAREWELL {
                 return; // those who stay may have ended, too
             }

@@ -87,6 +87,11 @@ impl Shell {
         self.machine.suspects().map(|id| id.name.clone()).collect()
     }
 
+    /// See [`Membership::is_member`].
+    pub(super) fn is_member(&self) -> bool {
+        self.machine.is_member()
+    }
+
     /// See [`Membership::is_settled`].
     pub(super) fn is_settled(&self, owner: &NodeId) -> bool {
         self.machine.is_settled(owner)
