@@ -56,29 +56,32 @@ const BLOCKS: u32 = u32::MAX - 1;
 
 /// Bytes of the hand-over file for a region with this layout.
 pub fn bytes_for(layout: &Layout) -> u64 {
-    ENTRIES_AT + ENTRIES * Entry::bytes(layout)
+    ENTRIES_AT + ENTRIES * Entries::of(layout).bytes
 }
 
-/// Where a submission lies: its head and ranges, and behind them room for a map of blocks.
-struct Entry {
-    at: u64,
-    words: usize,
+/// Where submissions lie. Each has a head, ranges, and behind them room for a map of blocks.
+#[derive(Debug, Clone, Copy)]
+struct Entries {
+    /// Bytes of one.
+    bytes: u64,
+    /// Words of its map.
+    words: u64,
 }
 
-impl Entry {
-    fn new(layout: &Layout, index: u64) -> Self {
-        let at = ENTRIES_AT + (index % ENTRIES) * Self::bytes(layout);
-        Self { at, words: words_of(layout.capacity()) }
+impl Entries {
+    fn of(layout: &Layout) -> Self {
+        let words = words_of(layout.capacity()) as u64;
+        Self { bytes: ENTRY_BYTES as u64 + (8 * words).next_multiple_of(64), words }
     }
 
-    fn bytes(layout: &Layout) -> u64 {
-        ENTRY_BYTES as u64 + (8 * words_of(layout.capacity()) as u64).next_multiple_of(64)
+    fn at(&self, index: u64) -> u64 {
+        ENTRIES_AT + (index % ENTRIES) * self.bytes
     }
 
-    /// Where the words of the map lie.
-    fn map(&self) -> impl Iterator<Item = u64> {
-        let begin = self.at + ENTRY_BYTES as u64;
-        (0..self.words as u64).map(move |word| begin + 8 * word)
+    /// Where the words of the map lie in the entry that begins at `entry`.
+    fn map(&self, entry: u64) -> impl Iterator<Item = u64> + use<> {
+        let begin = entry + ENTRY_BYTES as u64;
+        (0..self.words).map(move |word| begin + 8 * word)
     }
 }
 
@@ -200,7 +203,7 @@ fn map(fd: OwnedFd, layout: &Layout) -> io::Result<Shared> {
 #[derive(Debug)]
 pub struct Producer {
     shared: Shared,
-    layout: Layout,
+    entries: Entries,
     submitted: u64,
     /// What the server had taken when this side looked last.
     consumed: u64,
@@ -209,7 +212,8 @@ pub struct Producer {
 impl Producer {
     /// Maps a hand-over file that the server just made for a region with this layout.
     pub fn new(fd: OwnedFd, layout: Layout) -> io::Result<Self> {
-        Ok(Self { shared: map(fd, &layout)?, layout, submitted: 0, consumed: 0 })
+        let entries = Entries::of(&layout);
+        Ok(Self { shared: map(fd, &layout)?, entries, submitted: 0, consumed: 0 })
     }
 
     /// Hands a version over; `changed` is of the layout's capacity. False, with nothing done, when the
@@ -228,10 +232,10 @@ impl Producer {
                 return false;
             }
         }
-        let entry = Entry::new(&self.layout, self.submitted);
+        let entry = self.entries.at(self.submitted);
         let put = |offset: usize, bytes: &[u8]| {
             // Inside: `Producer::new` mapped all entries.
-            let _ = self.shared.0.write_at(entry.at + offset as u64, bytes);
+            let _ = self.shared.0.write_at(entry + offset as u64, bytes);
         };
         let ranges = match changed.parts() {
             Parts::Everything => EVERYTHING,
@@ -243,7 +247,7 @@ impl Producer {
                 extents.len() as u32
             }
             Parts::Blocks(words) => {
-                for (at, word) in entry.map().zip(words) {
+                for (at, word) in self.entries.map(entry).zip(words) {
                     self.shared.word(at).store(word.to_le(), Ordering::Relaxed);
                 }
                 BLOCKS
@@ -327,6 +331,7 @@ impl Producer {
 pub struct Consumer {
     shared: Shared,
     layout: Layout,
+    entries: Entries,
     consumed: u64,
     last: Version,
 }
@@ -334,7 +339,8 @@ pub struct Consumer {
 impl Consumer {
     /// Maps a file made by [`create`] with this layout, for a client whose newest version is `last`.
     pub fn new(fd: OwnedFd, layout: Layout, last: Version) -> io::Result<Self> {
-        Ok(Self { shared: map(fd, &layout)?, layout, consumed: 0, last })
+        let entries = Entries::of(&layout);
+        Ok(Self { shared: map(fd, &layout)?, layout, entries, consumed: 0, last })
     }
 
     /// Takes the next submission into `out`, which is of the layout's capacity. False when there is
@@ -348,14 +354,14 @@ impl Consumer {
         if submitted.wrapping_sub(self.consumed) > ENTRIES {
             return Err(Violation::Index { submitted, consumed: self.consumed });
         }
-        let entry = Entry::new(&self.layout, self.consumed);
+        let entry = self.entries.at(self.consumed);
         let word = |at| u64::from_le(self.shared.word(at).load(Ordering::Relaxed));
-        let head = [0, 8, 16, 24].map(|at| word(entry.at + at));
+        let head = [word(entry), word(entry + 8), word(entry + 16), word(entry + 24)];
         let range = |i| {
-            let at = entry.at + ENTRY_HEAD_BYTES as u64 + 16 * i;
+            let at = entry + ENTRY_HEAD_BYTES as u64 + 16 * i;
             Extent { start: word(at), end: word(at + 8) }
         };
-        parse(head, range, entry.map().map(word), &self.layout, out)?;
+        parse(head, range, self.entries.map(entry).map(word), &self.layout, out)?;
         if out.version <= self.last {
             return Err(Violation::Version { found: out.version, last: self.last });
         }
