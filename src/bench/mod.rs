@@ -2,7 +2,7 @@
 //!
 //! Times alone say little: machines differ, and one machine differs from minute to minute. So
 //! whatever is timed takes turns with its *limit*, and every row of a table ends with the ratio of
-//! both medians.
+//! both medians; a limit's own is 1.
 //!
 //! | module | what it does |
 //! | --- | --- |
@@ -12,6 +12,7 @@
 //! | [`failover`] | servers and services that die, and what goes on without them |
 //! | [`files`], [`redis`] | what people have instead: a file that is replaced, Redis with a replica |
 //! | [`limits`], `rdma` | what the machine can do: TCP, memory, checksums, an RDMA device |
+//! | [`pin`] | the measuring thread stays on its core |
 //! | [`handed`] | the round trip of TCP of whom a server stands before |
 //! | [`report`] | the rows of a table |
 //! | [`plot`] | the rows as a picture |
@@ -21,6 +22,7 @@ pub mod failover;
 pub mod files;
 pub mod handed;
 pub mod limits;
+pub mod pin;
 pub mod plot;
 #[cfg(feature = "rdma")]
 pub mod rdma;
