@@ -4,7 +4,7 @@
 //! [`MESSAGE_BYTES_MAX`]. Descriptors travel beside a message as `SCM_RIGHTS`. JSON, because this
 //! path is not hot and client and server may be of different versions.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -252,6 +252,9 @@ pub struct Status {
     pub view: Option<StatusView>,
     /// Holds this node's mirrors.
     pub predecessor: Option<Name>,
+    /// Where other servers reach that one.
+    #[serde(default)]
+    pub predecessor_address: Option<SocketAddr>,
     /// Whose mirrors this node holds.
     pub successor: Option<Name>,
     /// Whether everything is on two nodes.

@@ -24,7 +24,8 @@ impl Node {
         let reports = self.data_plane.ask(|reply| Command::Report { reply }).await?;
         let connections = self.data_plane.ask(|reply| Command::Links { reply }).await?;
         let (view, me) = (self.view(), self.me.borrow().clone());
-        let predecessor = view.as_ref().and_then(|v| v.predecessor(&me.id)).map(|m| &m.id);
+        let before = view.as_ref().and_then(|v| v.predecessor(&me.id));
+        let predecessor = before.map(|m| &m.id);
         let successor = view.as_ref().and_then(|v| v.successor(&me.id)).map(|m| &m.id);
         let checkpoints = self.owned_status(&reports, predecessor);
         let mirrors = self.mirror_status(view.as_deref());
@@ -45,6 +46,7 @@ impl Node {
             transport: self.negotiation.borrow().best(),
             hugepages: self.store.has_hugepages(),
             predecessor: predecessor.map(|id| id.name.clone()),
+            predecessor_address: before.map(|m| m.address),
             successor: successor.map(|id| id.name.clone()),
             view: view.as_deref().map(view_status),
             state: if protected { RingState::Protected } else { RingState::Degraded },
