@@ -4,6 +4,7 @@
 //! The crate `redis` would bring the address parser of browsers and its tables of Unicode along, for
 //! two commands and their answers: [`resp`] is all that is needed here.
 
+mod network;
 mod resp;
 mod servers;
 
@@ -165,6 +166,10 @@ pub struct About {
     pub version: Option<String>,
     /// It also writes to a disk, which it does beside.
     pub appends_to_disk: Option<bool>,
+    /// What was done for those that were started.
+    pub tuning: Vec<String>,
+    /// What could not be done for them, and favours ringkeep.
+    pub untuned: Option<String>,
 }
 
 /// A Redis server that has a replica. What it was given is removed when this is dropped, and what was
@@ -231,6 +236,8 @@ impl Redis {
             started: self.servers.is_some(),
             version: value_in(&said, "redis_version").map(str::to_owned),
             appends_to_disk: value_in(&said, "aof_enabled").map(|enabled| enabled != "0"),
+            tuning: self.servers.as_ref().map_or_else(Vec::new, Servers::tuning),
+            untuned: self.servers.as_ref().and_then(Servers::untuned),
         })
     }
 
