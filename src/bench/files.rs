@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -95,6 +95,43 @@ impl Contender for Replaced {
     }
 }
 
+/// The same bytes into a file that is there already, and an fdatasync: what no file that is as durable
+/// can do without.
+#[derive(Debug)]
+pub struct Overwritten {
+    _dir: TempDir,
+    file: File,
+    state: Vec<u8>,
+    count: usize,
+}
+
+impl Overwritten {
+    /// States of `len` bytes in a new directory in `dir`.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn start(dir: &Path, len: usize) -> io::Result<Self> {
+        let dir = tempfile::Builder::new().prefix(".ringkeep-bench-").tempdir_in(dir)?;
+        let file = File::create(dir.path().join("state"))?;
+        let state = vec![7; len];
+        file.write_all_at(&state, 0)?;
+        file.sync_all()?;
+        Ok(Self { _dir: dir, file, state, count: 0 })
+    }
+}
+
+impl Contender for Overwritten {
+    fn step(&mut self) -> Result<Duration, BenchError> {
+        self.count += 1;
+        let at = self.count % self.state.len();
+        self.state[at] = self.state[at].wrapping_add(1);
+        let began = Instant::now();
+        self.file.write_all_at(&self.state, 0)?;
+        self.file.sync_data()?;
+        Ok(began.elapsed())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +159,11 @@ mod tests {
         let made = fs::read(replaced.dir.path().join("state")).unwrap();
         assert_eq!((made.as_slice(), made.len()), (&replaced.state[..], 5));
         assert_eq!(fs::read_dir(replaced.dir.path()).unwrap().count(), 1);
-        drop(replaced);
+        let mut overwritten = Overwritten::start(tmp.path(), 5).unwrap();
+        (0..3).for_each(|_| assert!(overwritten.step().is_ok()));
+        let made = fs::read(overwritten._dir.path().join("state")).unwrap();
+        assert_eq!(made, overwritten.state);
+        drop((replaced, overwritten));
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);
     }
 }
