@@ -6,6 +6,7 @@ mod common;
 use std::{
     fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command, Stdio},
     sync::atomic::AtomicBool,
     time::Duration,
@@ -74,22 +75,40 @@ fn commits_on_a_running_ring_are_timed_beside_their_limit() {
         assert_eq!(report["ring"]["started"], false);
         let rows = report["rows"].as_array().unwrap();
         let local = more.contains(&"local");
-        let of_one = if local { 2 } else { 3 };
-        assert_eq!(rows.len(), 2 * of_one, "two sizes, each with its limit");
-        for rows in rows.chunks(of_one) {
-            let (limit, timed) = rows.split_last().unwrap();
-            for timed in timed {
-                assert_eq!((&timed["iterations"], &limit["iterations"]), (&16.into(), &16.into()));
-                is_ratio(&timed["of_limit"], timed, limit);
-                assert_eq!(timed["is_limit"], false);
-                assert!(timed.get("of_ringkeep").is_none(), "nothing is compared here");
-                assert!(timed["min_ns"].as_u64() <= timed["p99_ns"].as_u64());
-            }
-            assert_eq!((&limit["is_limit"], &limit["of_limit"]), (&true.into(), &().into()));
+        let part = more.contains(&"25");
+        let mut wanted = match local {
+            true => vec!["local commit", "copy, checksum"],
+            false => vec!["mirrored commit", "handed over, round trip", "copy, round trip of TCP"],
+        };
+        let of_part = wanted.len();
+        if part {
+            wanted.extend(["whole state committed", "limit of the whole state"]);
         }
-        assert_eq!((&rows[0]["bytes"], &rows[of_one]["bytes"]), (&64.into(), &16384.into()));
-        let quarter = more.contains(&"25");
-        assert_eq!(rows[of_one]["changed_bytes"], if quarter { 4096 } else { 16384 });
+        assert_eq!(names(rows), wanted.repeat(2), "two sizes");
+        for rows in rows.chunks(wanted.len()) {
+            for (number, row) in rows.iter().enumerate() {
+                assert_eq!(row["iterations"], 16);
+                assert!(row["min_ns"].as_u64() <= row["p99_ns"].as_u64());
+                assert_eq!(row["is_limit"], ![0, of_part].contains(&number), "{row}");
+                let limit = if number < of_part { &rows[1] } else { &rows[of_part + 1] };
+                is_ratio(&row["of_limit"], row, limit);
+                assert!(row.get("of_ringkeep").is_none(), "nothing is compared here");
+            }
+            for row in &rows[..of_part] {
+                if !local {
+                    is_ratio(&row["of_bare"], row, &rows[2]);
+                }
+                assert_eq!(row.get("of_bare").is_some(), !local);
+            }
+            assert_eq!(rows[0].get("of_whole").is_some(), part);
+            if part {
+                is_ratio(&rows[0]["of_whole"], &rows[0], &rows[of_part]);
+                assert_eq!(rows[of_part]["changed_bytes"], rows[of_part]["bytes"]);
+            }
+        }
+        let second = &rows[wanted.len()];
+        assert_eq!((&rows[0]["bytes"], &second["bytes"]), (&64.into(), &16384.into()));
+        assert_eq!(second["changed_bytes"], if part { 4096 } else { 16384 });
         nothing_is_left(&ring);
     }
 }
@@ -101,15 +120,78 @@ fn a_state_that_somebody_left_is_restored_in_each_way() {
     let args = ["bench", "restore", "--iterations", "8", "--sizes", "1,64KiB", "--json"];
     let report = json(&ring.ok(0, &args));
     let rows = report["rows"].as_array().unwrap();
-    assert_eq!(names(rows), ["mapped", "mapped and verified", "checksum"].repeat(2));
-    assert!(rows.iter().all(|row| row["iterations"] == 8));
+    let here = ["mapped", "memfd, mmap, a question", "mapped and verified", "checksum"];
+    assert_eq!(names(rows), here.repeat(2));
+    for pair in rows.chunks(2) {
+        assert!(pair.iter().all(|row| row["iterations"] == 8));
+        is_ratio(&pair[0]["of_limit"], &pair[0], &pair[1]);
+        assert_eq!(pair[1]["of_limit"], 1.0);
+    }
+    assert!(report.get("elsewhere").is_none(), "these servers are somebody's");
     nothing_is_left(&ring);
 
-    let mut own = ring::clean(Command::new(RINGKEEP));
-    own.args(["bench", "restore", "--iterations", "8", "--sizes", "64KiB", "--transport", "tcp"]);
-    let output = own.output().unwrap();
+    let args = ["bench", "restore", "--iterations", "8", "--sizes", "64KiB", "--transport", "tcp"];
+    let output = alone(&[&args[..], &["--json"]].concat()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("read from another node"));
+    let report = json(&output.stdout);
+    let elsewhere = serde_json::json!({"owner": "a", "reader": "b", "takers": ["b", "c", "a"]});
+    assert_eq!(report["elsewhere"], elsewhere);
+    let rows = report["rows"].as_array().unwrap();
+    let there = ["read from another node", "taken over"];
+    let limits = ["one of a stream of TCP", "copy, round trip of TCP"];
+    assert_eq!(names(rows), [&here[..], &there, &limits].concat());
+    let [.., stream, round_trip] = &rows[..] else { panic!("{rows:?}") };
+    for row in &rows[here.len()..] {
+        assert_eq!(row["iterations"], 8);
+        is_ratio(&row["of_limit"], row, stream);
+        is_ratio(&row["of_bare"], row, round_trip);
+    }
+}
+
+/// Where this thread, process or thread of it may run.
+fn cores(status: impl AsRef<Path>) -> Option<String> {
+    let status = fs::read_to_string(status).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    Some(line.trim().to_owned())
+}
+
+/// The processes that this one started.
+fn children(pid: u32) -> Vec<String> {
+    let said = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    said.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn only_the_thread_that_measures_is_kept_on_its_core() {
+    let ours = cores("/proc/thread-self/status").unwrap();
+    let first: String = ours.chars().take_while(char::is_ascii_digit).collect();
+    let args = ["bench", "commit", "--duration", "1h", "--sizes", "64", "--cpu", &first];
+    let mut command = alone(&args);
+    let mut bench = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = bench.id();
+    // That it may run there is tried before any server is started.
+    let servers = common::poll("a measurement on one core", || {
+        let (list, servers) = (cores(format!("/proc/{pid}/status")), children(pid));
+        match servers.len() == 3 && list.as_ref() == Some(&first) {
+            true => Ok(servers),
+            false => Err(format!("{list:?} {servers:?}")),
+        }
+    });
+    for server in servers {
+        assert_eq!(cores(format!("/proc/{server}/status")).unwrap(), ours, "a server");
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().path());
+    let helpers: Vec<_> = threads.filter(|thread| !thread.ends_with(pid.to_string())).collect();
+    assert!(helpers.len() > 1, "whoever answers is a thread: {helpers:?}");
+    for helper in helpers {
+        let list = cores(helper.join("status"));
+        assert!(list.is_none_or(|list| list == ours), "{helper:?}");
+    }
+    kill_process(Pid::from_child(&bench), Signal::TERM).unwrap();
+    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    let nowhere = alone(&["bench", "commit", "--cpu", "99999"]).output().unwrap();
+    assert!(refused(&nowhere, 2).contains("--cpu 99999"));
 }
 
 #[test]
@@ -133,8 +215,16 @@ fn the_limits_need_no_server() {
     assert!(rows.iter().all(|row| row["iterations"] == 8 && row["is_limit"] == true));
     let (small, large) = rows.split_at(rows.len() / 2);
     assert_eq!(names(small), names(large));
-    let always = ["round trip of TCP, asleep", "one of a stream of TCP", "copy into 4 KiB pages"];
+    let round_trips = ["blocking", "epoll", "adaptive", "busy"];
+    let round_trips = round_trips.map(|way| format!("round trip of TCP, {way}"));
+    assert_eq!(names(&small[..4]), round_trips);
+    let always = ["one of a stream of TCP", "copy into 4 KiB pages", "checksum"];
     assert!(always.iter().all(|name| names(small).contains(name)), "{rows:?}");
+    for rows in [small, large] {
+        let of_best = |row: &serde_json::Value| row["of_limit"].as_f64().unwrap();
+        assert!(rows.iter().all(|row| of_best(row) >= 1.0), "{rows:?}");
+        assert_eq!(rows[..4].iter().map(of_best).fold(f64::MAX, f64::min), 1.0);
+    }
     // A huge page that is not there is told, not timed.
     let is_timed = names(small).iter().any(|name| name.contains("MiB pages"));
     assert_ne!(is_timed, String::from_utf8_lossy(&output.stderr).contains("no huge page"));
@@ -173,14 +263,16 @@ fn a_commit_is_compared_with_what_people_have() {
     assert_eq!(report["beside"]["redis"]["appends_to_disk"], false);
 
     let rows = report["rows"].as_array().unwrap();
-    let mut wanted = vec!["ringkeep mirrored commit", "copy, round trip of TCP"];
-    let of_files: Vec<_> =
-        kinds.iter().map(|kind| format!("file, fsync, rename ({kind})")).collect();
-    wanted.push("Redis SET + WAIT 1");
-    wanted.extend(of_files.iter().map(String::as_str));
-    assert_eq!(names(rows), wanted.repeat(2), "two sizes");
+    let mut wanted: Vec<String> =
+        ["ringkeep mirrored commit", "Redis SET + WAIT 1", "handed over, round trip"]
+            .map(str::to_owned)
+            .to_vec();
+    wanted.extend(kinds.iter().flat_map(|kind| {
+        [format!("file, fsync, rename ({kind})"), format!("overwritten, synced ({kind})")]
+    }));
+    assert_eq!(names(rows), [&wanted[..], &wanted].concat(), "two sizes");
     for rows in rows.chunks(wanted.len()) {
-        let [ours, limit, redis, ..] = rows else { panic!("{rows:?}") };
+        let [ours, redis, limit, files @ ..] = rows else { panic!("{rows:?}") };
         for row in rows {
             assert_eq!(row["iterations"], 8);
             is_ratio(&row["of_ringkeep"], row, ours);
@@ -188,7 +280,11 @@ fn a_commit_is_compared_with_what_people_have() {
         assert_eq!(ours["of_ringkeep"], 1.0);
         is_ratio(&ours["of_limit"], ours, limit);
         is_ratio(&redis["of_limit"], redis, limit);
-        assert!(rows[3..].iter().all(|file| file["of_limit"].is_null()));
+        assert_eq!(limit["of_limit"], 1.0);
+        for pair in files.chunks(2) {
+            is_ratio(&pair[0]["of_limit"], &pair[0], &pair[1]);
+            assert_eq!((&pair[1]["of_limit"], &pair[1]["is_limit"]), (&1.0.into(), &true.into()));
+        }
     }
     nothing_is_left(&ring);
     assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
@@ -267,8 +363,12 @@ fn a_real_redis_and_its_replica_are_started_and_stopped() {
     let rows = report["rows"].as_array().unwrap();
     assert_eq!(names(rows).iter().filter(|name| name.starts_with("Redis")).count(), 2);
     assert_eq!(report["beside"]["files"].as_array().unwrap().len(), 1, "memory is named once");
-    let address = report["beside"]["redis"]["address"].as_str().unwrap();
-    assert!(std::net::TcpStream::connect(address).is_err(), "it ended with the measurement");
+    let redis = &report["beside"]["redis"];
+    let socket = redis["address"].as_str().unwrap().strip_prefix("unix:").unwrap();
+    assert!(!Path::new(socket).exists(), "it ended with the measurement");
+    // What could not be done for it is said.
+    let network = redis["tuning"][0].as_str().unwrap();
+    assert_eq!(network.ends_with("with cubic"), redis["untuned"].is_null(), "{redis}");
 }
 
 #[test]
@@ -295,7 +395,10 @@ fn a_failure_is_measured_on_a_ring_of_its_own() {
         assert!(median(&rows[0]) <= median(&rows[1]) && median(&rows[1]) <= median(&rows[2]));
         let of_limit = rows[0]["of_limit"].as_f64().unwrap();
         assert!((of_limit - median(&rows[0]) / 40e6).abs() < 1e-6);
+        is_ratio(&rows[1]["of_limit"], &rows[1], &rows[0]);
+        is_ratio(&rows[2]["of_limit"], &rows[2], &rows[1]);
         is_ratio(&rows[3]["of_limit"], &rows[3], &rows[4]);
+        assert_eq!(rows[4]["of_limit"], 1.0);
     }
     let svg = fs::read_to_string(&plot).unwrap();
     assert!(wanted.iter().all(|name| svg.contains(name)), "{svg}");
@@ -357,6 +460,17 @@ fn what_cannot_be_measured_is_refused() {
     ring.ok(0, &["bench", "commit", "--iterations", "8", "--durability", "local", "--sizes", "8"]);
     for wrong in [["--sizes", "0"], ["--sizes", "5g"], ["--dirty", "0"], ["--inflight", "8"]] {
         refused(&ring.run(0, &[&["bench", "commit"], &wrong[..]].concat()), 2);
+    }
+    // What would change nothing.
+    let ignored: [(&[&str], &str); 4] = [
+        (&["--durability", "local", "--inflight", "2"], "--inflight"),
+        (&["--durability", "local", "--transport", "tcp"], "--transport tcp"),
+        (&["--all", "--sizes", "8"], "--sizes"),
+        (&["--iterations", "8", "--duration", "1s"], "--duration"),
+    ];
+    for (wrong, told) in ignored {
+        let line = refused(&ring.run(0, &[&["bench", "commit"], wrong].concat()), 2);
+        assert!(line.contains(told), "{line}");
     }
 }
 

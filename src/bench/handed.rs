@@ -86,7 +86,7 @@ fn wait(waiting: Waiting, done: impl Fn() -> bool) {
         match waiting {
             Waiting::Spinning => pause.pause(),
             Waiting::Looking(time) if began.elapsed() < time => pause.pause(),
-            Waiting::Looking(_) | Waiting::Asleep => thread::park(),
+            Waiting::Looking(_) | Waiting::Asleep | Waiting::Epoll => thread::park(),
         }
     }
 }

@@ -1,18 +1,26 @@
-//! What the machine can do at best: a round trip of TCP with the same bytes, a stream of them, a copy
-//! in memory, a checksum.
+//! What the machine can do at best: a round trip of TCP with the same bytes, a stream of them, memory
+//! that is mapped, a copy in it, a checksum.
 
 use std::{
-    fs,
+    fs::{self, File},
     hint::black_box,
     io::{self, ErrorKind, Read, Write},
+    mem::MaybeUninit,
     net::{Ipv4Addr, TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{
+        PollFd, PollFlags,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+        poll,
+    },
+    fs::{MemfdFlags, memfd_create},
+    io::retry_on_intr,
     net::sockopt,
 };
 use twox_hash::XxHash3_64;
@@ -29,6 +37,8 @@ use crate::region::{
 pub enum Waiting {
     /// Asleep in `read`.
     Asleep,
+    /// Asleep in `epoll_wait`, as whoever waits for several.
+    Epoll,
     /// Looks for so long, giving its core to whoever wants it, then sleeps. As a server and its
     /// client do.
     Looking(Duration),
@@ -36,24 +46,31 @@ pub enum Waiting {
     Spinning,
 }
 
-/// Bytes there, into memory that was written before, and one byte back; a local copy first. What a
-/// mirrored commit cannot do without.
+/// Bytes there, into memory that was written before, and one byte back.
 #[derive(Debug)]
 pub struct PingPong {
     stream: Waiter,
     state: Vec<u8>,
-    own_copy: Vec<u8>,
+    /// What is sent, where the state is copied first.
+    own_copy: Option<Vec<u8>>,
 }
 
 impl PingPong {
-    /// Over loopback TCP, set up as servers set up theirs.
+    /// Over loopback TCP, set up as servers set up theirs, and a local copy first: what a mirrored
+    /// commit cannot do without.
     ///
     /// # Errors
     /// The system refused a connection.
     pub fn start(len: usize, waiting: Waiting) -> io::Result<Self> {
-        let stream = echo(len, waiting)?;
-        let (state, own_copy) = (vec![7; len], vec![1; len]);
-        Ok(Self { stream, state, own_copy })
+        Ok(Self { own_copy: Some(vec![1; len]), ..Self::raw(len, waiting)? })
+    }
+
+    /// The same without the copy: what TCP does by itself.
+    ///
+    /// # Errors
+    /// The system refused a connection.
+    pub fn raw(len: usize, waiting: Waiting) -> io::Result<Self> {
+        Ok(Self { stream: echo(len, waiting)?, state: vec![7; len], own_copy: None })
     }
 }
 
@@ -124,8 +141,14 @@ impl Contender for Stream {
 impl Contender for PingPong {
     fn step(&mut self) -> Result<Duration, BenchError> {
         let began = Instant::now();
-        self.own_copy.copy_from_slice(black_box(&self.state));
-        self.stream.write_all(&self.own_copy)?;
+        let state = black_box(&self.state);
+        match &mut self.own_copy {
+            Some(copy) => {
+                copy.copy_from_slice(state);
+                self.stream.write_all(copy)?;
+            }
+            None => self.stream.write_all(state)?,
+        }
         self.stream.read_exact(&mut [0])?;
         Ok(began.elapsed())
     }
@@ -136,6 +159,7 @@ impl Contender for PingPong {
 pub(super) struct Waiter {
     stream: TcpStream,
     waiting: Waiting,
+    epoll: Option<OwnedFd>,
 }
 
 impl Waiter {
@@ -144,7 +168,8 @@ impl Waiter {
         // As the transport; not every system has it.
         let _ = sockopt::set_tcp_congestion(&stream, "cubic");
         stream.set_nonblocking(waiting != Waiting::Asleep)?;
-        Ok(Self { stream, waiting })
+        let epoll = (waiting == Waiting::Epoll).then(|| watched(&stream)).transpose()?;
+        Ok(Self { stream, waiting, epoll })
     }
 
     /// Tries until it is done.
@@ -160,6 +185,11 @@ impl Waiter {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 done => return done,
             }
+            if let Some(epoll) = &self.epoll {
+                let mut event = [MaybeUninit::uninit()];
+                retry_on_intr(|| epoll::wait(epoll, &mut event, None).map(drop))?;
+                continue;
+            }
             let looked = began.get_or_insert_with(Instant::now).elapsed();
             if matches!(self.waiting, Waiting::Looking(time) if looked > time) {
                 poll(&mut [PollFd::new(&self.stream, flags)], None)?;
@@ -168,6 +198,15 @@ impl Waiter {
             }
         }
     }
+}
+
+/// An epoll that tells each time that something about this stream changed, in both directions: whoever
+/// waits has just seen that nothing can be done.
+fn watched(stream: &TcpStream) -> io::Result<OwnedFd> {
+    let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+    epoll::add(&epoll, stream, EventData::new_u64(0), flags)?;
+    Ok(epoll)
 }
 
 impl Read for Waiter {
@@ -183,6 +222,47 @@ impl Write for Waiter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// New memory that is mapped, and a question that somebody answers over a Unix socket: what opening
+/// something that lies in memory cannot do without.
+#[derive(Debug)]
+pub struct Mapped {
+    len: usize,
+    server: UnixStream,
+}
+
+impl Mapped {
+    /// So many bytes at a time.
+    ///
+    /// # Errors
+    /// The system refused a socket or a thread.
+    pub fn start(len: usize) -> io::Result<Self> {
+        let (server, mut far) = UnixStream::pair()?;
+        thread::Builder::new().name("answerer".to_owned()).spawn(move || {
+            let mut asked = [0];
+            // Ends with the other side.
+            while far.read_exact(&mut asked).is_ok() && far.write_all(&asked).is_ok() {}
+        })?;
+        Ok(Self { len, server })
+    }
+}
+
+impl Contender for Mapped {
+    fn step(&mut self) -> Result<Duration, BenchError> {
+        let began = Instant::now();
+        self.server.write_all(&[1])?;
+        self.server.read_exact(&mut [0])?;
+        let file = memfd_create("bench", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
+        let file = File::from(file);
+        file.set_len(self.len.next_multiple_of(rustix::param::page_size()) as u64)?;
+        let mapping = Mapping::new(&file, self.len)?;
+        let mut last = [0];
+        mapping.read_at(self.len as u64 - 1, &mut last).map_err(io::Error::other)?;
+        black_box(last);
+        // Letting go is not part of it.
+        Ok(began.elapsed())
     }
 }
 
@@ -317,13 +397,24 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_any_size_is_mapped_again_and_again() {
+        for len in [1, 64 << 10, (64 << 10) + 1] {
+            let mut mapped = Mapped::start(len).unwrap();
+            (0..3).for_each(|_| assert!(mapped.step().is_ok()));
+        }
+    }
+
+    #[test]
     fn every_way_of_waiting_gets_all_bytes_there_and_an_answer_back() {
-        for waiting in [Waiting::Asleep, Waiting::Looking(Duration::ZERO), Waiting::Spinning] {
+        let looking = Waiting::Looking(Duration::ZERO);
+        for waiting in [Waiting::Asleep, Waiting::Epoll, looking, Waiting::Spinning] {
             // More than a socket's buffers hold.
             for len in [1, 8 << 20] {
                 let mut limit = PingPong::start(len, waiting).unwrap();
                 (0..3).for_each(|_| assert!(limit.step().is_ok()));
-                assert_eq!(limit.own_copy, limit.state);
+                assert_eq!(limit.own_copy.as_ref(), Some(&limit.state));
+                let mut raw = PingPong::raw(len, waiting).unwrap();
+                (0..3).for_each(|_| assert!(raw.step().is_ok()));
             }
         }
     }

@@ -3,14 +3,20 @@
 use std::{
     hint::black_box,
     os::unix::fs::FileExt,
+    thread,
     time::{Duration, Instant},
 };
 
 use super::{BenchError, turns::Contender};
 use crate::{
     client::{Client, Durability, Options},
+    demo::ring::LIMIT,
     name::Name,
+    protocol::CopyState,
 };
+
+/// Between two looks whether a mirror has everything.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
 
 /// How the state comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +25,8 @@ pub enum Way {
     Mapped,
     /// The same, and every checksum is looked at.
     Verified,
-    /// A copy is asked for, which is verified where it is made.
+    /// A copy is asked for, which is verified where it is made. Where the owner lives, it is read from
+    /// there.
     Fetched,
 }
 
@@ -51,6 +58,11 @@ impl<'a> Left<'a> {
     /// Whoever gets it back, at the server of `client`.
     pub fn restored<'b>(&'b self, client: &'b Client, way: Way) -> Restores<'b> {
         Restores { client, left: self, way }
+    }
+
+    /// Services on these nodes that take it over from each other, each time the next one.
+    pub fn taken_over<'b>(&'b self, clients: &'b [Client]) -> TakesOver<'b> {
+        TakesOver { left: self, clients, turn: 0 }
     }
 }
 
@@ -86,4 +98,54 @@ impl Contender for Restores<'_> {
         // Letting go is not part of it.
         Ok(began.elapsed())
     }
+}
+
+/// Whoever needs the state on another node for good: it becomes the owner there, with a verified copy
+/// in a region of its own.
+pub struct TakesOver<'a> {
+    left: &'a Left<'a>,
+    clients: &'a [Client],
+    turn: usize,
+}
+
+impl TakesOver<'_> {
+    /// The one whose turn it is to take it.
+    fn client(&self) -> &Client {
+        &self.clients[self.turn % self.clients.len()]
+    }
+}
+
+impl Contender for TakesOver<'_> {
+    /// The last one that took it is still sending it to its mirror.
+    fn prepare(&mut self) -> Result<Duration, BenchError> {
+        let began = Instant::now();
+        let owner = &self.clients[(self.turn + self.clients.len() - 1) % self.clients.len()];
+        while self.turn > 0 && !is_mirrored(owner, &self.left.name)? {
+            if began.elapsed() > LIMIT {
+                return Err(BenchError::Alone);
+            }
+            thread::sleep(LOOK_AFTER);
+        }
+        Ok(began.elapsed())
+    }
+
+    fn step(&mut self) -> Result<Duration, BenchError> {
+        let (name, len) = (&self.left.name, self.left.len);
+        let options = Options::capacity(len).existing().take_over();
+        let began = Instant::now();
+        let checkpoint = self.client().open(name.as_str(), options)?;
+        let saved = checkpoint.latest_unverified().ok_or(BenchError::NotRecovered)?;
+        black_box(saved.bytes()[len as usize - 1]);
+        self.turn += 1;
+        // Letting go is not part of it.
+        Ok(began.elapsed())
+    }
+}
+
+/// Whether this node owns it, and its mirror has all of it.
+fn is_mirrored(client: &Client, name: &Name) -> Result<bool, BenchError> {
+    let status = client.status()?;
+    let owned = status.checkpoints.iter().find(|owned| owned.name == *name);
+    let mirror = owned.and_then(|owned| owned.mirror.as_ref());
+    Ok(mirror.is_some_and(|mirror| mirror.state == CopyState::InSync))
 }

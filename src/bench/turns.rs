@@ -14,6 +14,14 @@ const ROUNDS: u32 = 8;
 
 /// What is timed.
 pub trait Contender {
+    /// Sees to what has to be there before the next step. How long that took, which does not count.
+    ///
+    /// # Errors
+    /// As [`Contender::step`].
+    fn prepare(&mut self) -> Result<Duration, BenchError> {
+        Ok(Duration::ZERO)
+    }
+
     /// Does it once more. How long it took, from its begin until it was done; of a contender that
     /// has several on their way, of the one that was begun first.
     ///
@@ -55,7 +63,8 @@ impl Budget {
 pub struct Times {
     /// Nanoseconds, three significant digits.
     pub histogram: Histogram<u64>,
-    /// From the first counted step to the last, all turns together.
+    /// What all of the steps took together; of a contender that has several on their way, from the
+    /// first to the last.
     pub busy: Duration,
 }
 
@@ -110,13 +119,11 @@ pub fn take_turns<const N: usize>(
 /// # Errors
 /// As [`take_turns`].
 pub fn take_turns_of(
-    contenders: &mut [Box<dyn Contender + '_>],
+    mut contenders: Vec<&mut dyn Contender>,
     budget: Budget,
     stop: &AtomicBool,
 ) -> Result<Vec<Times>, BenchError> {
     let mut times = vec![Times::new(); contenders.len()];
-    let mut contenders: Vec<&mut dyn Contender> =
-        contenders.iter_mut().map(|contender| &mut **contender as _).collect();
     rounds(&mut contenders, &mut times, budget, stop)?;
     Ok(times)
 }
@@ -143,16 +150,18 @@ fn turn(
 ) -> Result<(), BenchError> {
     for _ in 0..budget.warm_up {
         go_on(stop)?;
+        contender.prepare()?;
         contender.step()?;
     }
-    let began = Instant::now();
+    let (began, mut prepared) = (Instant::now(), Duration::ZERO);
     let mut steps = 0;
     while !budget.is_spent(steps, began) {
         go_on(stop)?;
+        prepared += contender.prepare()?;
         times.record(contender.step()?);
         steps += 1;
     }
-    times.busy += began.elapsed();
+    times.busy += began.elapsed().saturating_sub(prepared);
     contender.settle()
 }
 

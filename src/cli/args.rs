@@ -374,8 +374,10 @@ pub struct DemoArgs {
 /// Measure a ring beside what this machine can do at best.
 ///
 /// What is timed takes turns with its limit, and each row ends with the ratio of both medians: compare
-/// that, not times. Uses the server that answers on the local socket; if none does, starts three real
-/// servers for the time of the measurement.
+/// that, not times. A limit's own ratio is 1. Columns are those of perftest: the shortest, the longest,
+/// the typical (median) and the mean time, the standard deviation, what 99 and 99.9 of 100 took at most,
+/// and bytes a second. Uses the server that answers on the local socket; if none does, starts three
+/// real servers for the time of the measurement.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -385,7 +387,8 @@ Examples:
   ringkeep bench restore --sizes 4KiB,256MiB               a service comes back
   ringkeep bench compare --redis start --plot compare.svg  beside files and Redis, as a picture, too
   ringkeep bench failover --detection fast                 a server dies, a service dies
-  ringkeep bench transport --poll busy                     the limits by themselves")]
+  ringkeep bench transport                                 the limits by themselves
+  ringkeep bench commit --all --plot commit.svg            every size")]
 pub struct BenchArgs {
     #[command(subcommand)]
     pub what: BenchCommand,
@@ -403,10 +406,12 @@ pub enum BenchCommand {
 
 /// Time commits.
 ///
-/// The limit of a mirrored commit is a round trip of TCP with the same bytes, a copy in memory before
-/// it. Beside it stands the same round trip handed to another thread, as a service hands it to its
-/// server: three that wait for each other instead of two. The limit of a local one is a copy and a
-/// checksum.
+/// The limit of a mirrored commit is a round trip of TCP with the same bytes, after a copy in memory, that
+/// is handed to another thread, as a service hands it to its server: three that wait for each other.
+/// `of bare` is the ratio to the same round trip between two. With servers that use RDMA the limit is a
+/// write of the device, from its post to its completion; with mirrors on another machine there is none.
+/// The limit of a local commit is a copy and a checksum. With --dirty, a commit of the whole state takes
+/// turns with all of these, and `of whole` is the share of it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -439,9 +444,13 @@ pub struct BenchCommitArgs {
 
 /// Time how a service gets its state back.
 ///
-/// On its node by mapping what lies there, without and with a look at every checksum; and, where the
-/// servers are started for this, from another node. The limits are a checksum of as many bytes, and a
-/// round trip of TCP with them.
+/// On its node by mapping what lies there, without and with a look at every checksum. The limits are
+/// new memory that is mapped after a question over a Unix socket, and a checksum of as many bytes.
+///
+/// Where the servers are started for this, also on another node: by reading a copy, which comes from
+/// the owner's node, and by taking it over, after which the next node takes it from there. Their
+/// limit is one of a stream of TCP of as many bytes; `of bare` is the ratio to a copy and a round trip.
+/// What it takes when the owner's node is dead shows `bench failover`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -458,13 +467,19 @@ pub struct BenchRestoreArgs {
 /// Time a mirrored commit beside what people have instead.
 ///
 /// A file that is replaced (write, fsync, rename, fsync of its directory) on a disk and in memory: one
-/// copy, on one node. Redis with a replica, SET and WAIT 1 in one write: two copies. All take turns
-/// with ringkeep and with its limit; `of ringkeep` is how often ringkeep's median fits into another
-/// one's.
+/// copy, on one node. Redis with a replica, SET and WAIT 1 in one write: two copies. All take turns;
+/// `of ours` is how often ringkeep's median fits into another one's.
+///
+/// The limit of ringkeep and of Redis is that of `bench commit`. A file's is the same bytes written over
+/// those of a file that is there, and an fdatasync.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A Redis that wants a password is given that of the environment variable REDISCLI_AUTH, as by
 redis-cli. What is written there is one key, ringkeep-bench-PID, removed afterwards.
+
+`--redis start` starts both without persistence and tuned: a Unix socket for the client, cubic between
+the two as ringkeep's own connections (root only: in a private network), huge pages, and a replica
+that is never dropped. The head of the table says what of this is in effect.
 
 Examples:
   ringkeep bench compare --dir /var/lib                   files on that disk
@@ -493,8 +508,9 @@ pub struct BenchCompareArgs {
 /// own: until somebody else on its node has mapped and verified the state.
 ///
 /// The limit of the first is what --detection allows before a neighbour is suspected; it counts from
-/// the last heartbeat, so the ratio can be below 1. The limit of the last is the time until the system
-/// has taken the process away, and a checksum of the state.
+/// the last heartbeat, so the ratio can be below 1. The limit of the second and the third is the one
+/// before: what cannot begin earlier. The limit of the last is the time until the system has taken the
+/// process away, and a checksum of the state.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 It kills servers, so it never uses one that runs: it wants none there, and no --socket.
@@ -512,6 +528,15 @@ pub struct BenchFailoverArgs {
     #[arg(long, value_name = "N", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub iterations: u32,
+    /// Kill for so long, and once at least, instead of so often
+    #[arg(long, value_name = "TIME", conflicts_with = "iterations", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// How often each is killed before, which is not counted
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warm_up: u32,
+    /// How the servers wait
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub poll: Poll,
     /// How long a neighbour may be silent before the ring goes on without it
     #[arg(long, value_enum, default_value = "normal")]
     pub detection: Detection,
@@ -534,10 +559,14 @@ pub struct BenchFailoverArgs {
 
 /// Time the limits.
 ///
-/// TCP over loopback: a round trip in three ways of waiting, and one of a stream. A copy in memory, and
-/// into the pages that regions lie in: ordinary ones, and huge ones where the machine has some to give.
-/// A checksum. And where there is an RDMA device, a write from its post to its completion, and one of a
-/// stream.
+/// TCP over loopback: a round trip, the bytes there and one byte back, in each way of waiting: blocking
+/// in read, in epoll, adaptive (looking for 100 µs, then asleep) and busy; and one of a stream, which
+/// waits as --poll says. A copy in memory, and into the pages that regions lie in: ordinary ones, and
+/// huge ones where the machine has some to give. A checksum. And where there is an RDMA device, a write
+/// from its post to its completion, and one of a stream.
+///
+/// These are limits and have none: `of best` is the ratio to the best of the same kind, which are round
+/// trips, streams, copies and checksums.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -563,8 +592,12 @@ pub struct MeasureArgs {
         default_value = "8,64,4KiB,64KiB,1MiB,16MiB"
     )]
     pub sizes: Vec<Size>,
+    /// 8 B to 1 GiB, doubling; what has no room in memory is left out, which is said
+    #[arg(long, short, conflicts_with = "sizes")]
+    pub all: bool,
     /// Steps of each, instead of a time; rounded up to a multiple of eight
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "duration")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub iterations: Option<u64>,
     /// How long each is measured
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
@@ -575,7 +608,7 @@ pub struct MeasureArgs {
     /// How whoever waits does it: this program, its limit, and servers that are started for it
     #[arg(long, value_enum, default_value = "adaptive")]
     pub poll: Poll,
-    /// Keep this program on one core
+    /// Keep the thread that measures on one core; servers, and whoever answers, have all of them
     #[arg(long, value_name = "N")]
     pub cpu: Option<usize>,
     #[command(flatten)]

@@ -12,17 +12,18 @@ use super::{
         values::Size,
         warn,
     },
-    REPLICA_HINT, Report, budget, failure, name, output,
-    output::{Beside, Output},
-    prepare, redis_failure, round_trip, target, waiting, whole_state,
+    Contenders, Kind, REPLICA_HINT, Report, failure, limit,
+    limit::HANDED,
+    name,
+    output::{Beside, Besides, Output, Table},
+    prepare, redis_failure, target, timed, whole_state,
 };
 use crate::{
     bench::{
         commits::Commits,
-        files::{Place, Replaced},
+        files::{Overwritten, Place, Replaced},
         redis::Redis,
         report::Row,
-        turns::{Contender, take_turns_of},
     },
     client::Durability,
 };
@@ -33,6 +34,10 @@ const MEMORY: &str = "/dev/shm";
 const PASSWORD: &str = "REDISCLI_AUTH";
 
 const OURS: &str = "ringkeep mirrored commit";
+const REDIS: &str = "Redis SET + WAIT 1";
+/// Copies of the state in memory: ringkeep's, Redis's, those of each file, and what all of them write
+/// from and into.
+const COPIES: u64 = 24;
 
 pub(super) fn run(global: &Global, args: &BenchCompareArgs, stop: &Arc<AtomicBool>) -> Outcome {
     prepare(&args.measure)?;
@@ -43,37 +48,60 @@ pub(super) fn run(global: &Global, args: &BenchCompareArgs, stop: &Arc<AtomicBoo
     let about = redis.as_mut().map(Redis::about).transpose().map_err(redis_failure)?;
     let mut copies = redis.as_mut().map_or(Ok(0), Redis::full_copies).map_err(redis_failure)?;
     let target = target(global, &args.measure, args.transport, true, stop)?;
+    if let Some(untuned) = about.as_ref().and_then(|about| about.untuned.as_deref()) {
+        warn(global, format_args!("Redis: {untuned}"));
+    }
     let beside = Beside { files: files.clone(), redis: about };
-    let report = Report { ring: Some(target.at), beside: Some(beside), ..Report::default() };
+    let no_limit = target.limit.why_not();
+    let ring = Some(target.at());
+    let report = Report { ring, beside: Some(beside), no_limit, ..Report::default() };
     let measure = &args.measure;
-    let mut out =
-        Output::begin("A mirrored commit, and others", &measure.output, &measure.plot, report)?;
-    for &Size(len) in &measure.sizes {
+    let mut out = Output::begin(table(&files), &measure.output, &measure.plot, report)?;
+    for len in measure.lens() {
+        if out.leaves_out(measure, len, COPIES)? {
+            continue;
+        }
         let work = whole_state(len, Durability::Mirrored, measure.poll);
         let ours = Commits::start(&target.client, &name(), work, stop).map_err(failure)?;
-        let limit = round_trip(len, waiting(measure.poll))?;
-        let mut names = vec![OURS.to_owned(), output::ROUND_TRIP.to_owned()];
-        let mut contenders: Vec<Box<dyn Contender + '_>> = vec![Box::new(ours), Box::new(limit)];
+        // Three parties take part in a commit to Redis, too.
+        let limit = target.limit.of_commit(len, measure.poll)?.into_iter().take(1).collect();
+        let mut with_copies: Contenders<'_> = vec![(OURS.to_owned(), Box::new(ours))];
         if let Some(redis) = &mut redis {
-            names.push("Redis SET + WAIT 1".to_owned());
-            contenders.push(Box::new(redis.commits(len as usize)));
+            with_copies.push((REDIS.to_owned(), Box::new(redis.commits(len as usize))));
         }
-        for Place { dir, file_system } in &files {
-            let replaced = Replaced::start(dir, len as usize).map_err(|e| no_place(dir, e))?;
-            names.push(format!("file, fsync, rename ({file_system})"));
-            contenders.push(Box::new(replaced));
+        let mut kinds = vec![with_copies, limit];
+        for place in &files {
+            kinds.push(replaced(place, len as usize).map_err(|e| no_place(&place.dir, e))?);
         }
-        let times = take_turns_of(&mut contenders, budget(measure), stop).map_err(failure)?;
-        drop(contenders);
+        let kinds = kinds.into_iter().map(|all| Kind { changed: len, all }).collect();
+        let rows = timed(kinds, len, measure, stop)?;
         look_at_replica(global, redis.as_mut(), &mut copies, len)?;
-        let all = names.iter().zip(&times).map(|(name, times)| Row::new(name, len, len, times));
-        for row in compared(all.collect()) {
-            if !out.row(row)? {
-                return Ok(Exit::Done);
-            }
+        if !out.rows(compared(&rows))? {
+            return Ok(Exit::Done);
         }
     }
     out.end()
+}
+
+fn table(files: &[Place]) -> Table {
+    let files: Vec<String> = files.iter().flat_map(file_names).collect();
+    let names = [OURS, HANDED, REDIS].into_iter().chain(files.iter().map(String::as_str));
+    let mut table = Table::new("A mirrored commit, and others", names);
+    table.besides.push(Besides::Ringkeep);
+    table
+}
+
+/// Of a file that is replaced, and of its limit.
+fn file_names(Place { file_system, .. }: &Place) -> [String; 2] {
+    [format!("file, fsync, rename ({file_system})"), format!("overwritten, synced ({file_system})")]
+}
+
+fn replaced(place: &Place, len: usize) -> std::io::Result<Contenders<'static>> {
+    let [name, limit] = file_names(place);
+    Ok(vec![
+        (name, Box::new(Replaced::start(&place.dir, len)?)),
+        (limit, Box::new(Overwritten::start(&place.dir, len)?)),
+    ])
 }
 
 /// Redis drops a replica that is too far behind and then sends it everything: that is no commit.
@@ -100,19 +128,16 @@ fn look_at_replica(
     Ok(())
 }
 
-/// Ringkeep's row, its limit, those that have a second copy as it does, and the others.
-fn compared(rows: Vec<Row>) -> Vec<Row> {
-    let (ours, limit) = (rows[0].clone(), rows[1].clone());
-    let beside = |(index, row): (usize, Row)| {
-        let row = row.compared_with(&ours);
-        match index {
-            1 => row.as_limit(),
-            // A file on this node sends nothing: the limit is not its.
-            _ if row.what.starts_with("file") => row,
-            _ => row.beside(&limit),
-        }
-    };
-    rows.into_iter().enumerate().map(beside).collect()
+/// Ringkeep and those that have a second copy as it does, with their limit; and each file with its own.
+fn compared(rows: &[Vec<Row>]) -> Vec<Row> {
+    let [with_copies, limit, files @ ..] = rows else { return Vec::new() };
+    let mut all: Vec<Row> = Vec::new();
+    let files = files.iter().map(|file| file.split_at(1));
+    for (ours, limits) in [(&with_copies[..], &limit[..])].into_iter().chain(files) {
+        all.extend(ours.iter().cloned().map(|row| limit::beside(row, limits)));
+        all.extend(limit::rows(limits));
+    }
+    all.into_iter().map(|row| row.compared_with(&with_copies[0])).collect()
 }
 
 /// The directory that was named, and one in memory unless that is it.
@@ -131,5 +156,5 @@ fn places(global: &Global, dir: &Path) -> Result<Vec<Place>, Failure> {
 
 fn no_place(dir: &Path, error: std::io::Error) -> Failure {
     Failure::new(Exit::Failed, format_args!("replacing files in {}: {error}", dir.display()))
-        .hint("--dir names another directory, with room for three states of the largest size")
+        .hint("--dir names another directory, with room for four states of the largest size")
 }

@@ -1,8 +1,12 @@
 //! `ringkeep bench`.
 
+mod commit;
 mod compare;
 mod failover;
+mod limit;
 mod output;
+mod restore;
+mod sizes;
 mod transport;
 
 use std::{
@@ -10,31 +14,29 @@ use std::{
     time::Duration,
 };
 
-use self::output::{Output, Report, Where};
+use self::{
+    limit::Limit,
+    output::{Report, Where},
+};
 use super::{
-    args::{
-        BenchArgs, BenchCommand, BenchCommitArgs, BenchRestoreArgs, BenchServiceArgs, Global,
-        MeasureArgs,
-    },
+    args::{BenchArgs, BenchCommand, BenchServiceArgs, Global, MeasureArgs},
     exit::{Exit, Failure, Outcome},
     signals, socket_path, this_program,
-    values::{Poll, Size, TransportChoice, text_of},
+    values::{Poll, TransportChoice, text_of},
     warn,
 };
 use crate::{
     bench::{
         BenchError,
-        commits::{Commits, Work},
-        handed::HandedPingPong,
-        limits::{Memory, PingPong, Waiting},
+        commits::Work,
+        limits::Waiting,
+        pin::Pinned,
         redis::RedisError,
         report::Row,
-        restores::{Left, Way},
-        turns::{Budget, Contender, take_turns},
+        turns::{Budget, Contender, take_turns_of},
     },
     client::{Client, Durability},
     demo::ring::Ring,
-    name::Name,
     pause::LOOK,
     protocol::{RingState, Status},
 };
@@ -43,22 +45,36 @@ use crate::{
 const SERVERS: usize = 3;
 /// As good as for ever.
 const LONG: Duration = Duration::from_secs(3600);
-/// Memory must fit several times.
-const SIZE_MAX: u64 = 4 << 30;
 
 /// Where to commit.
 struct Target {
     client: Client,
     /// Ends with this.
     ring: Option<Ring>,
-    at: Where,
+    status: Status,
+    limit: Limit,
+}
+
+impl Target {
+    fn at(&self) -> Where {
+        where_it_is(&self.status, self.ring.is_some())
+    }
+}
+
+/// What is timed, with what it is called.
+type Contenders<'a> = Vec<(String, Box<dyn Contender + 'a>)>;
+
+/// Contenders that belong together, and how much of the state each of them changes in a step.
+struct Kind<'a> {
+    changed: u64,
+    all: Contenders<'a>,
 }
 
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Outcome {
     let stop = signals::stop_flag()?;
     match &args.what {
-        BenchCommand::Commit(args) => commit(global, args, &stop),
-        BenchCommand::Restore(args) => restore(global, args, &stop),
+        BenchCommand::Commit(args) => commit::run(global, args, &stop),
+        BenchCommand::Restore(args) => restore::run(global, args, &stop),
         BenchCommand::Compare(args) => compare::run(global, args, &stop),
         BenchCommand::Failover(args) => failover::run(global, args, &stop),
         BenchCommand::Transport(args) => transport::run(global, args, &stop),
@@ -70,116 +86,40 @@ pub(super) fn service(global: &Global, args: &BenchServiceArgs) -> Outcome {
     failover::service(global, args)
 }
 
-fn commit(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Outcome {
-    prepare(&args.measure)?;
-    let durability = Durability::from(args.durability);
-    let mirrored = durability == Durability::Mirrored;
-    let target = target(global, &args.measure, args.transport, mirrored, stop)?;
-    let report = Report { ring: Some(target.at), ..Report::default() };
-    let title = if mirrored { "A mirrored commit" } else { "A local commit" };
-    let mut out = Output::begin(title, &args.measure.output, &args.measure.plot, report)?;
-    for &Size(len) in &args.measure.sizes {
-        let work = Work {
-            checkpoints: args.checkpoints as usize,
-            inflight: usize::from(args.inflight),
-            dirty_percent: args.dirty,
-            ..whole_state(len, durability, args.measure.poll)
-        };
-        let changed = work.changed_bytes();
-        let mut commits = Commits::start(&target.client, &name(), work, stop).map_err(failure)?;
-        let row = |what: &str, times| Row::new(what, len, changed, times);
-        let budget = budget(&args.measure);
-        let rows = if mirrored {
-            let waiting = waiting(args.measure.poll);
-            let mut handed =
-                HandedPingPong::start(changed as usize, waiting).map_err(|e| failure(e.into()))?;
-            let mut limit = round_trip(changed, waiting)?;
-            let contenders: [&mut dyn Contender; 3] = [&mut commits, &mut handed, &mut limit];
-            let times = take_turns(contenders, budget, stop).map_err(failure)?;
-            let limit = row(output::ROUND_TRIP, &times[2]).as_limit();
-            let handed = row("handed over, round trip", &times[1]).beside(&limit);
-            vec![row("mirrored commit", &times[0]).beside(&limit), handed, limit]
-        } else {
-            let mut limit = Memory::copy_and_checksum(changed as usize);
-            let contenders: [&mut dyn Contender; 2] = [&mut commits, &mut limit];
-            let times = take_turns(contenders, budget, stop).map_err(failure)?;
-            let limit = row("copy, checksum", &times[1]).as_limit();
-            vec![row("local commit", &times[0]).beside(&limit), limit]
-        };
-        for row in rows {
-            if !out.row(row)? {
-                return Ok(Exit::Done);
-            }
-        }
-    }
-    out.end()
-}
-
-fn restore(global: &Global, args: &BenchRestoreArgs, stop: &Arc<AtomicBool>) -> Outcome {
-    prepare(&args.measure)?;
-    let target = target(global, &args.measure, args.transport, false, stop)?;
-    // One that holds no mirror of the first one's: its predecessor is the last that joined.
-    let elsewhere = target.ring.as_ref().map(|ring| ring.node(1).client()).transpose()?;
-    let durability = match target.at.members {
-        0 | 1 => Durability::Local,
-        _ => Durability::Mirrored,
-    };
-    let report = Report { ring: Some(target.at), ..Report::default() };
-    let title = "A service gets its state back";
-    let mut out = Output::begin(title, &args.measure.output, &args.measure.plot, report)?;
-    for &Size(len) in &args.measure.sizes {
-        let name = Name::new(&name()).map_err(|e| Failure::new(Exit::Failed, e))?;
-        let left = Left::behind(&target.client, name, len, durability).map_err(failure)?;
-        let (mut mapped, mut verified, mut checksum) = (
-            left.restored(&target.client, Way::Mapped),
-            left.restored(&target.client, Way::Verified),
-            Memory::checksum(len as usize),
-        );
-        let contenders: [&mut dyn Contender; 3] = [&mut mapped, &mut verified, &mut checksum];
-        let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
-        let row = |what: &str, times| Row::new(what, len, len, times);
-        let limit = row("checksum", &times[2]).as_limit();
-        let mut rows = vec![
-            row("mapped", &times[0]),
-            row("mapped and verified", &times[1]).beside(&limit),
-            limit,
-        ];
-        if let Some(elsewhere) = &elsewhere {
-            let mut fetched = left.restored(elsewhere, Way::Fetched);
-            let mut limit = round_trip(len, waiting(args.measure.poll))?;
-            let contenders: [&mut dyn Contender; 2] = [&mut fetched, &mut limit];
-            let times = take_turns(contenders, budget(&args.measure), stop).map_err(failure)?;
-            let limit = row(output::ROUND_TRIP, &times[1]).as_limit();
-            rows.extend([row("read from another node", &times[0]).beside(&limit), limit]);
-        }
-        for row in rows {
-            if !out.row(row)? {
-                return Ok(Exit::Done);
-            }
-        }
-    }
-    out.end()
-}
-
+/// What can be refused is refused before anything is started.
 fn prepare(args: &MeasureArgs) -> Result<(), Failure> {
-    check_sizes(&args.sizes)?;
-    match args.cpu {
-        Some(cpu) if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) => {
-            let why = format_args!("--cpu {cpu}: this program may not run on that core");
-            Err(Failure::new(Exit::Usage, why).hint("`taskset -p $$` shows the cores that it may"))
-        }
-        _ => Ok(()),
-    }
+    sizes::check(&args.sizes)?;
+    pinned(args).map(drop)
 }
 
-fn check_sizes(sizes: &[Size]) -> Result<(), Failure> {
-    match sizes.iter().find(|size| size.0 == 0 || size.0 > SIZE_MAX) {
-        Some(size) => {
-            let why = format_args!("--sizes {size}: a size is 1 to {}", Size(SIZE_MAX));
-            Err(Failure::new(Exit::Usage, why))
-        }
-        None => Ok(()),
-    }
+/// This thread on its core, if it is to have one. Its threads and processes would inherit that, so
+/// none may be started meanwhile.
+fn pinned(args: &MeasureArgs) -> Result<Option<Pinned>, Failure> {
+    let Some(cpu) = args.cpu else { return Ok(None) };
+    Pinned::to(cpu).map(Some).map_err(|_| {
+        let why = format_args!("--cpu {cpu}: this program may not run on that core");
+        Failure::new(Exit::Usage, why).hint("`taskset -p $$` shows the cores that it may")
+    })
+}
+
+/// Has all contenders of all kinds take turns with states of `len` bytes. The rows of each kind.
+fn timed(
+    kinds: Vec<Kind<'_>>,
+    len: u64,
+    args: &MeasureArgs,
+    stop: &AtomicBool,
+) -> Result<Vec<Vec<Row>>, Failure> {
+    let mut kinds = kinds;
+    let _pinned = pinned(args)?;
+    let all = kinds.iter_mut().flat_map(|kind| &mut kind.all);
+    let all = all.map(|(_, contender)| &mut **contender as _).collect();
+    let times = take_turns_of(all, budget(args), stop).map_err(failure)?;
+    let mut times = times.iter();
+    let rows = |kind: &Kind<'_>| {
+        let timed = kind.all.iter().zip(times.by_ref());
+        timed.map(|((what, _), times)| Row::new(what, len, kind.changed, times)).collect()
+    };
+    Ok(kinds.iter().map(rows).collect())
 }
 
 /// What the checkpoints of this measurement are called.
@@ -203,10 +143,6 @@ fn budget(args: &MeasureArgs) -> Budget {
     Budget { steps: args.iterations, time: args.duration, warm_up: args.warm_up }
 }
 
-fn round_trip(len: u64, waiting: Waiting) -> Result<PingPong, Failure> {
-    PingPong::start(len as usize, waiting).map_err(|e| failure(e.into()))
-}
-
 fn waiting(poll: Poll) -> Waiting {
     match poll {
         Poll::Adaptive => Waiting::Looking(LOOK),
@@ -224,6 +160,16 @@ fn target(
 ) -> Result<Target, Failure> {
     let answering = Client::connect_to(socket_path(global));
     let (client, ring) = match answering {
+        Ok(_) if transport != TransportChoice::Auto => {
+            let (socket, transport) = (socket_path(global), text_of(transport));
+            let why = format_args!(
+                "--transport {transport} is for servers that are started for this, and one runs at {}",
+                socket.display()
+            );
+            return Err(
+                Failure::new(Exit::Usage, why).hint("leave it out, or run it where none does")
+            );
+        }
         Ok(client) => (client, None),
         Err(error) if global.socket.is_some() => return Err(error.into()),
         Err(_) => {
@@ -245,8 +191,8 @@ fn target(
     if status.state == RingState::Degraded {
         warn(global, "the ring is degraded: what is measured is not what it does when whole");
     }
-    let at = where_it_is(&status, ring.is_some());
-    Ok(Target { client, ring, at })
+    let limit = Limit::of(&status);
+    Ok(Target { client, ring, status, limit })
 }
 
 fn where_it_is(status: &Status, started: bool) -> Where {

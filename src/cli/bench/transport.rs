@@ -4,25 +4,33 @@ use std::{path::Path, sync::atomic::AtomicBool};
 
 use super::{
     super::{
-        args::{BenchTransportArgs, Global},
+        args::{BenchTransportArgs, Global, MeasureArgs},
         exit::{Exit, Failure, Outcome},
-        values::{Size, TransportChoice},
+        values::TransportChoice,
         warn,
     },
-    LOOK, Report, budget, failure,
-    output::Output,
-    prepare, round_trip,
+    Contenders, Kind, LOOK, Report, failure,
+    limit::{STREAM, device},
+    output::{Output, Table},
+    prepare, timed, waiting,
 };
 use crate::bench::{
-    limits::{Memory, Pages, Stream, Waiting},
+    limits::{Memory, Pages, PingPong, Stream, Waiting},
     report::Row,
-    turns::{Contender, take_turns_of},
 };
 
 /// Where regions lie.
 const MEMORY: &str = "/dev/shm";
+/// Copies of the state: both ends of each round trip, and what memory is copied from and into.
+const COPIES: u64 = 24;
 
-type Contenders = Vec<(String, Box<dyn Contender>)>;
+/// A round trip in each way of waiting.
+const ROUND_TRIPS: [(&str, Waiting); 4] = [
+    ("round trip of TCP, blocking", Waiting::Asleep),
+    ("round trip of TCP, epoll", Waiting::Epoll),
+    ("round trip of TCP, adaptive", Waiting::Looking(LOOK)),
+    ("round trip of TCP, busy", Waiting::Spinning),
+];
 
 pub(super) fn run(global: &Global, args: &BenchTransportArgs, stop: &AtomicBool) -> Outcome {
     let measure = &args.measure;
@@ -31,21 +39,26 @@ pub(super) fn run(global: &Global, args: &BenchTransportArgs, stop: &AtomicBool)
     // Private, and gone with this.
     let dir = tempfile::Builder::new().prefix("ringkeep-").tempdir_in(MEMORY);
     let dir = dir.map_err(|e| failure(e.into()))?;
-    let title = "What this machine can do";
-    let mut out = Output::begin(title, &measure.output, &measure.plot, Report::default())?;
+    let names = ROUND_TRIPS.iter().map(|(name, _)| *name);
+    let table = Table { ratio: "of best", ..Table::new("What this machine can do", names) };
+    let mut out = Output::begin(table, &measure.output, &measure.plot, Report::default())?;
     let mut has_huge_pages = true;
-    for &Size(len) in &measure.sizes {
-        let mut all = of_tcp(len)?;
-        has_huge_pages &= add_memory(&mut all, dir.path(), len as usize)?;
-        if rdma {
-            device::add(&mut all, len as usize)?;
+    for len in measure.lens() {
+        if out.leaves_out(measure, len, COPIES)? {
+            continue;
         }
-        let (names, mut contenders): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-        let times = take_turns_of(&mut contenders, budget(measure), stop).map_err(failure)?;
-        for (name, times) in names.iter().zip(&times) {
-            if !out.row(Row::new(name, len, len, times).as_limit())? {
-                return Ok(Exit::Done);
-            }
+        let (copies, huge) = copies(dir.path(), len as usize)?;
+        has_huge_pages &= huge;
+        let mut kinds = vec![round_trips(len)?, streams(len, measure)?, copies, checksum(len)];
+        if rdma {
+            // A write beside the round trips, one of a stream beside the other stream.
+            let both = device::both(len as usize)?;
+            kinds.iter_mut().zip(both).for_each(|(kind, one)| kind.push(one));
+        }
+        let kinds = kinds.into_iter().map(|all| Kind { changed: len, all }).collect();
+        let rows = timed(kinds, len, measure, stop)?.into_iter().flat_map(beside_the_best);
+        if !out.rows(rows)? {
+            return Ok(Exit::Done);
         }
     }
     if !has_huge_pages {
@@ -54,30 +67,39 @@ pub(super) fn run(global: &Global, args: &BenchTransportArgs, stop: &AtomicBool)
     out.end()
 }
 
-fn of_tcp(len: u64) -> Result<Contenders, Failure> {
-    let stream = Stream::start(len as usize, Waiting::Looking(LOOK));
-    Ok(vec![
-        ("round trip of TCP, asleep".to_owned(), Box::new(round_trip(len, Waiting::Asleep)?)),
-        (
-            "round trip of TCP, adaptive".to_owned(),
-            Box::new(round_trip(len, Waiting::Looking(LOOK))?),
-        ),
-        ("round trip of TCP, busy".to_owned(), Box::new(round_trip(len, Waiting::Spinning)?)),
-        ("one of a stream of TCP".to_owned(), Box::new(stream.map_err(|e| failure(e.into()))?)),
-    ])
+fn beside_the_best(kind: Vec<Row>) -> Vec<Row> {
+    let best = kind.iter().map(|row| row.median_ns).min().unwrap_or(0);
+    kind.into_iter().map(|row| row.as_limit().beside_median(best)).collect()
 }
 
-/// False when there is no huge page.
-fn add_memory(all: &mut Contenders, dir: &Path, len: usize) -> Result<bool, Failure> {
+fn round_trips(len: u64) -> Result<Contenders<'static>, Failure> {
+    let start = |&(name, waiting): &(&'static str, Waiting)| {
+        let raw = PingPong::raw(len as usize, waiting).map_err(|e| failure(e.into()))?;
+        Ok((name.to_owned(), Box::new(raw) as _))
+    };
+    ROUND_TRIPS.iter().map(start).collect()
+}
+
+fn streams(len: u64, measure: &MeasureArgs) -> Result<Contenders<'static>, Failure> {
+    let stream = Stream::start(len as usize, waiting(measure.poll));
+    Ok(vec![(STREAM.to_owned(), Box::new(stream.map_err(|e| failure(e.into()))?))])
+}
+
+/// And whether there is a huge page.
+fn copies(dir: &Path, len: usize) -> Result<(Contenders<'static>, bool), Failure> {
     let ordinary = Pages::ordinary(dir, len).map_err(|e| failure(e.into()))?;
     let huge = Pages::huge(dir, len).map_err(|e| failure(e.into()))?;
     let is_there = huge.is_some();
     let name = |page: u64| format!("copy into {} pages", page_text(page));
-    all.push(("copy".to_owned(), Box::new(Memory::copy(len))));
-    all.push((name(rustix::param::page_size() as u64), Box::new(ordinary)));
-    all.extend(huge.map(|(page, pages)| (name(page), Box::new(pages) as Box<dyn Contender>)));
-    all.push(("checksum".to_owned(), Box::new(Memory::checksum(len))));
-    Ok(is_there)
+    let page = rustix::param::page_size() as u64;
+    let mut all: Contenders<'_> =
+        vec![("copy".to_owned(), Box::new(Memory::copy(len))), (name(page), Box::new(ordinary))];
+    all.extend(huge.map(|(page, pages)| (name(page), Box::new(pages) as _)));
+    Ok((all, is_there))
+}
+
+fn checksum(len: u64) -> Contenders<'static> {
+    vec![("checksum".to_owned(), Box::new(Memory::checksum(len as usize)))]
 }
 
 /// A power of two, in its unit.
@@ -89,51 +111,20 @@ fn page_text(bytes: u64) -> String {
     }
 }
 
-#[cfg(feature = "rdma")]
-mod device {
-    use super::{Contenders, Exit, Failure, TransportChoice, failure};
-    use crate::{bench::rdma::Writes, transport::verbs::discovery};
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-    /// Under way at a time in a stream of writes.
-    const WINDOW: usize = 16;
+    use super::*;
+    use crate::bench::turns::Times;
 
-    /// Whether a device can be timed.
-    pub(super) fn is_there(choice: TransportChoice) -> Result<bool, Failure> {
-        let is_there = discovery::devices().iter().any(|device| device.problem.is_none());
-        match (is_there, choice) {
-            (false, TransportChoice::Rdma) => {
-                let why = "--transport rdma: no RDMA device can be used";
-                Err(Failure::new(Exit::Failed, why).hint("`ringkeep doctor` says what is missing"))
-            }
-            (is_there, _) => Ok(is_there),
-        }
-    }
-
-    pub(super) fn add(all: &mut Contenders, len: usize) -> Result<(), Failure> {
-        for (name, window) in [("RDMA write", 1), ("one of a stream of RDMA", WINDOW)] {
-            let writes = Writes::open(len, window).map_err(|e| failure(e.into()))?;
-            all.push((name.to_owned(), Box::new(writes)));
-        }
-        Ok(())
-    }
-}
-
-#[cfg(not(feature = "rdma"))]
-mod device {
-    use super::{Contenders, Exit, Failure, TransportChoice};
-
-    /// Never.
-    pub(super) fn is_there(choice: TransportChoice) -> Result<bool, Failure> {
-        match choice {
-            TransportChoice::Rdma => {
-                let why = "--transport rdma: this build has no RDMA";
-                Err(Failure::new(Exit::Failed, why).hint("build it with the feature rdma"))
-            }
-            _ => Ok(false),
-        }
-    }
-
-    pub(super) fn add(_: &mut Contenders, _: usize) -> Result<(), Failure> {
-        Ok(())
+    #[test]
+    fn the_best_of_a_kind_is_once_itself() {
+        let row = |ms| Row::new("one", 8, 8, &Times::of([Duration::from_millis(ms)]));
+        let rows = beside_the_best(vec![row(30), row(10), row(20)]);
+        let ratios: Vec<_> = rows.iter().map(|row| row.of_limit.unwrap().round()).collect();
+        assert_eq!(ratios, [3.0, 1.0, 2.0]);
+        assert!(rows.iter().all(|row| row.is_limit));
+        assert!(beside_the_best(Vec::new()).is_empty());
     }
 }
