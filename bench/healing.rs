@@ -4,7 +4,8 @@
 //! the commits of others.
 //!
 //! ```sh
-//! cargo bench --bench healing -- 5      # so many rounds each
+//! cargo bench --bench healing -- 5           # so many rounds each
+//! cargo bench --bench healing -- 5 --draw    # and docs/figures/healing.svg anew
 //! ```
 
 #[path = "figures/mod.rs"]
@@ -78,9 +79,11 @@ fn main() -> Fallible<()> {
             curves.push((format!("{until}, --detection {detection}"), points));
         }
     }
-    let (file, title) = ("healing", "From the death of a node, median");
-    let labels = Labels { file, title, x: "bytes of state", y: "ms" };
-    draw(&labels, (10f64..1e4).log_scale(), &curves)?;
+    if std::env::args().any(|argument| argument == "--draw") {
+        let (file, title) = ("healing", "From the death of a node, median");
+        let labels = Labels { file, title, x: "bytes of state", y: "ms" };
+        draw(&labels, (10f64..1e4).log_scale(), &curves)?;
+    }
     let mut healing = Healing { ring: start("fast")? };
     println!("\nThe node with the mirror of {} MiB dies", LARGE >> 20);
     println!("{:>12} {:>10} {:>12} {:>7}", "prepared ms", "copy GB/s", "stream GB/s", "ratio");

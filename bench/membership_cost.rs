@@ -1,8 +1,8 @@
 //! What a view change costs: messages, bytes and time against the size of the ring, over the real
 //! membership machines in simulated time; and what it takes of the processor.
 //!
-//! `cargo bench --bench membership_cost` prints the tables of `docs/membership.md` and draws
-//! `docs/figures/*.svg`. The network delays each message by 50 to 200 µs and loses nothing; timers are
+//! `cargo bench --bench membership_cost` prints the tables of `docs/membership.md`; with `-- --draw` it
+//! draws its `docs/figures/*.svg` anew. The network delays each message by 50 to 200 µs and loses nothing; timers are
 //! those of the default. Times are the simulation's: they contain no processor time.
 //!
 //! The table of processor time stands by itself: one round in which a member asks to go, from the
@@ -157,6 +157,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::args().any(|argument| argument == "processor") {
         return Ok(());
     }
+    let draws = env::args().any(|argument| argument == "--draw");
     println!();
     let kinds: [(&str, Change); 3] =
         [("removal", removal), ("join", join), ("leave, both steps", leave)];
@@ -174,12 +175,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         messages.push((name.to_owned(), curve(&|cost| cost.messages)));
         bytes.push((name.to_owned(), curve(&|cost| cost.bytes)));
     }
-    let (file, title) = ("view-messages", "Messages of one view change");
-    let labels = Labels { file, title, x: "members", y: "messages" };
-    draw(&labels, (1f64..2e4).log_scale(), &messages)?;
-    let (file, title) = ("view-bytes", "Bytes of one view change");
-    let labels = Labels { file, title, x: "members", y: "bytes" };
-    draw(&labels, (10f64..1e6).log_scale(), &bytes)?;
+    if draws {
+        let (file, title) = ("view-messages", "Messages of one view change");
+        let labels = Labels { file, title, x: "members", y: "messages" };
+        draw(&labels, (1f64..2e4).log_scale(), &messages)?;
+        let (file, title) = ("view-bytes", "Bytes of one view change");
+        let labels = Labels { file, title, x: "members", y: "bytes" };
+        draw(&labels, (10f64..1e6).log_scale(), &bytes)?;
+    }
 
     println!("\n| members | failures at most so far apart, ms | needed a second ballot, % |");
     println!("| --- | --- | --- |");
@@ -193,7 +196,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         curves.push((format!("{size} members"), points));
     }
-    let (file, title) = ("second-ballots", "Two failures that needed a second ballot");
-    let labels = Labels { file, title, x: "apart at most, ms", y: "percent" };
-    draw(&labels, 0f64..10.0, &curves)
+    if draws {
+        let (file, title) = ("second-ballots", "Two failures that needed a second ballot");
+        let labels = Labels { file, title, x: "apart at most, ms", y: "percent" };
+        draw(&labels, 0f64..10.0, &curves)?;
+    }
+    Ok(())
 }

@@ -44,7 +44,10 @@ fn main() -> Fallible<()> {
     }
     let devices = discovery::devices();
     let device = devices.iter().find(|device| device.problem.is_none());
-    let device = device.ok_or("no RDMA device: run this in soft-roce/vm.sh")?;
+    let Some(device) = device else {
+        println!("NOT MEASURED: no RDMA device; run this in soft-roce/vm.sh");
+        return Ok(());
+    };
     let address = device.addresses[0];
     let program = std::env::var_os("RINGKEEP_BIN");
     let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_ringkeep").into());
