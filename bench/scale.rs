@@ -5,7 +5,9 @@
 //! cargo bench --bench scale
 //! ```
 //!
-//! On a ring of three real servers. What is compared takes turns in one run: read the ratios.
+//! On a ring of three real servers. What is compared takes turns in one run: read the ratios. Those of
+//! many at once come one after the other. Their limit is as many round trips of TCP at the same pace,
+//! each handed to a thread of its own.
 
 use std::{
     error::Error,
@@ -17,9 +19,11 @@ use std::{
 };
 
 use ringkeep::{
-    Client, Durability, Options,
+    Client, Durability,
     bench::{
         commits::{Commits, Work},
+        handed::HandedPingPong,
+        limits::Waiting,
         turns::{Budget, Contender, Times, take_turns},
     },
     demo::ring::{Node, Ring},
@@ -29,6 +33,8 @@ const MANY: usize = 1000;
 const LEN: u64 = 4096;
 const SERVICES: usize = 64;
 const COMMITS_A_SECOND: u32 = 10_000;
+/// How long somebody looks before it sleeps, as services do unless told otherwise.
+const SPIN: Duration = Duration::from_micros(100);
 const LASTS: Duration = Duration::from_secs(5);
 /// States of which one block changes between two commits.
 const STATES: [u64; 4] = [64 << 10, 16 << 20, 256 << 20, 1 << 30];
@@ -48,15 +54,14 @@ fn main() -> Fallible<()> {
     ring.wait_until_protected()?;
     let client = ring.node(0).client()?;
     many_checkpoints(&ring, &client, &stop)?;
-    many_services(&ring)?;
+    many_services(&ring, &stop)?;
     large_states(&client, &stop)?;
     ring.stop();
     Ok(())
 }
 
 fn work(len: u64, checkpoints: usize, durability: Durability) -> Work {
-    let spin = Duration::from_micros(100);
-    Work { len, checkpoints, durability, inflight: 1, dirty_percent: 100.0, spin }
+    Work { len, checkpoints, durability, inflight: 1, dirty_percent: 100.0, spin: SPIN }
 }
 
 fn budget(time: Duration) -> Budget {
@@ -137,58 +142,72 @@ fn anonymous(node: &Node) -> Fallible<u64> {
 }
 
 /// Each on a thread and a connection of its own.
-fn many_services(ring: &Ring) -> Fallible<()> {
+fn many_services(ring: &Ring, stop: &AtomicBool) -> Fallible<()> {
     head("mirrored, 4 KiB, a thread each");
     let every = Duration::from_secs(1) * SERVICES as u32 / COMMITS_A_SECOND;
-    let one = services(ring, "alone", 1, every)?;
+    let services = |name: &str, count: usize, checkpoints: usize, every: Duration| {
+        let clients = (0..count).map(|_| ring.node(0).client()).collect::<Result<Vec<_>, _>>()?;
+        together(count, every, |number| {
+            // As even as they can be shared out.
+            let own = (number..checkpoints).step_by(count).count();
+            let work = work(LEN, own, Durability::Mirrored);
+            Ok(Commits::start(&clients[number], &format!("{name}.{number}"), work, stop)?)
+        })
+    };
+    let one = services("alone", 1, 1, every)?;
     row("1 service, one commit each 6.4 ms", &one, &one);
-    let paced = services(ring, "paced", SERVICES, every)?;
+    let paced = services("paced", SERVICES, SERVICES, every)?;
     row(&format!("{SERVICES} services, {COMMITS_A_SECOND} commits/s together"), &paced, &one);
-    let began = Instant::now();
-    let busy = services(ring, "busy", SERVICES, Duration::ZERO)?;
+    let busy = services("busy", SERVICES, SERVICES, Duration::ZERO)?;
     row(&format!("{SERVICES} services, as fast as they can"), &busy, &one);
-    println!("{:.0} commits/s", busy.histogram.len() as f64 / began.elapsed().as_secs_f64());
+    println!("{:.0} commits/s", a_second(&busy));
+
+    head(&format!("mirrored, 4 KiB, {SERVICES} at once, {COMMITS_A_SECOND}/s together"));
+    let wait = Waiting::Looking(SPIN);
+    let limit = together(SERVICES, every, |_| Ok(HandedPingPong::start(LEN as usize, wait)?))?;
+    row("the limit: round trips of TCP, handed over", &limit, &limit);
+    let many = services("spread", SERVICES, MANY, every)?;
+    row(&format!("commits over {MANY} checkpoints"), &many, &limit);
+    println!("{:.0} round trips/s, {:.0} commits/s", a_second(&limit), a_second(&many));
     Ok(())
 }
 
-fn services(ring: &Ring, name: &str, count: usize, every: Duration) -> Fallible<Times> {
-    let begin = Arc::new(Barrier::new(count));
-    let mut threads = Vec::new();
-    for number in 0..count {
-        let (client, begin) = (ring.node(0).client()?, Arc::clone(&begin));
-        let name = format!("{name}.{number}");
-        let service = move || service(&client, &name, &begin, every).map_err(|e| e.to_string());
-        threads.push(thread::spawn(service));
-    }
-    let mut all = Vec::new();
-    for thread in threads {
-        all.extend(thread.join().map_err(|_| "a service panicked")??);
-    }
-    Ok(Times::of(all))
+/// Of those that took turns with nobody.
+fn a_second(times: &Times) -> f64 {
+    times.histogram.len() as f64 / LASTS.as_secs_f64()
 }
 
-fn service(
-    client: &Client,
-    name: &str,
-    begin: &Barrier,
+/// So many at once, each a step each time that so much has passed.
+fn together<C: Contender>(
+    count: usize,
     every: Duration,
-) -> Fallible<Vec<Duration>> {
-    let mut checkpoint = client.open(name, Options::capacity(LEN))?;
-    let mut state = vec![0; LEN as usize];
-    checkpoint.save(&state, Durability::Mirrored)?;
-    begin.wait();
+    start: impl Fn(usize) -> Fallible<C> + Sync,
+) -> Fallible<Times> {
+    let begin = Barrier::new(count);
+    let one = |number| -> Result<Vec<Duration>, String> {
+        let started = start(number);
+        begin.wait(); // also for one that fails: the others wait for it
+        paced(started.map_err(|e| e.to_string())?, every).map_err(|e| e.to_string())
+    };
+    let all = thread::scope(|scope| {
+        let one = &one;
+        let threads: Vec<_> = (0..count).map(|number| scope.spawn(move || one(number))).collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| "a panic")).collect::<Vec<_>>()
+    });
+    let mut times = Vec::new();
+    for one in all {
+        times.extend(one??);
+    }
+    Ok(Times::of(times))
+}
+
+fn paced(mut contender: impl Contender, every: Duration) -> Fallible<Vec<Duration>> {
     let (began, mut took) = (Instant::now(), Vec::new());
     while began.elapsed() < LASTS {
-        // A service that has something to do between two commits.
+        // Somebody who has something to do between two steps.
         thread::sleep((every * took.len() as u32).saturating_sub(began.elapsed()));
-        state[0] = state[0].wrapping_add(1);
-        let asked = Instant::now();
-        checkpoint.save(&state, Durability::Mirrored)?;
-        took.push(asked.elapsed());
+        took.push(contender.step()?);
     }
-    let name = checkpoint.name().clone();
-    drop(checkpoint);
-    client.remove(&name)?;
     Ok(took)
 }
 
