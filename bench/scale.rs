@@ -6,8 +6,8 @@
 //! ```
 //!
 //! On a ring of three real servers. What is compared takes turns in one run: read the ratios. Those of
-//! many at once come one after the other. Their limit is as many round trips of TCP at the same pace,
-//! each handed to a thread of its own.
+//! many at once come one after the other. Their limit is as many round trips of TCP at the same pace, each
+//! with a connection and an answering thread of its own; one that is handed over took longer.
 
 use std::{
     error::Error,
@@ -22,8 +22,7 @@ use ringkeep::{
     Client, Durability,
     bench::{
         commits::{Commits, Work},
-        handed::HandedPingPong,
-        limits::Waiting,
+        limits::{PingPong, Waiting},
         turns::{Budget, Contender, Times, take_turns},
     },
     demo::ring::{Node, Ring},
@@ -164,8 +163,8 @@ fn many_services(ring: &Ring, stop: &AtomicBool) -> Fallible<()> {
 
     head(&format!("mirrored, 4 KiB, {SERVICES} at once, {COMMITS_A_SECOND}/s together"));
     let wait = Waiting::Looking(SPIN);
-    let limit = together(SERVICES, every, |_| Ok(HandedPingPong::start(LEN as usize, wait)?))?;
-    row("the limit: round trips of TCP, handed over", &limit, &limit);
+    let limit = together(SERVICES, every, |_| Ok(PingPong::start(LEN as usize, wait)?))?;
+    row("the limit: copies, round trips of TCP", &limit, &limit);
     let many = services("spread", SERVICES, MANY, every)?;
     row(&format!("commits over {MANY} checkpoints"), &many, &limit);
     println!("{:.0} round trips/s, {:.0} commits/s", a_second(&limit), a_second(&many));
