@@ -41,6 +41,16 @@ pub(crate) fn verify_slot(len: usize) -> impl Path {
     }
 }
 
+/// The same by somebody who knows that nobody writes meanwhile: what a service does that gets its state
+/// back, and a server that took it over. Nothing is copied.
+pub(crate) fn verify_slot_quiet(len: usize) -> impl Path {
+    let region = committed(len);
+    move || {
+        // SAFETY: nobody else has this memory.
+        black_box(unsafe { region.verify_quiet(black_box(0)) }.unwrap());
+    }
+}
+
 /// A record written and read back, without a region.
 pub(crate) fn encode_record() -> impl Path {
     let Identity { checkpoint, generation } = IDENTITY;
