@@ -10,7 +10,7 @@ use std::{
 use super::{BenchError, turns::Contender};
 use crate::{
     client::{Client, Durability, Options},
-    demo::ring::LIMIT,
+    demo::ring::{LIMIT, RingError},
     name::Name,
     protocol::CopyState,
 };
@@ -122,7 +122,9 @@ impl Contender for TakesOver<'_> {
         let owner = &self.clients[(self.turn + self.clients.len() - 1) % self.clients.len()];
         while self.turn > 0 && !is_mirrored(owner, &self.left.name)? {
             if began.elapsed() > LIMIT {
-                return Err(BenchError::Alone);
+                let (what, last) = ("the mirror of what was taken over", "it is not in sync");
+                let (what, last) = (what.to_owned(), last.to_owned());
+                return Err(RingError::TimedOut { what, limit: LIMIT, last }.into());
             }
             thread::sleep(LOOK_AFTER);
         }

@@ -28,7 +28,7 @@ const LOCAL_LIMIT: &str = "copy, checksum";
 const WHOLE: &str = "whole state committed";
 const WHOLE_LIMIT: &str = "limit of the whole state";
 /// Copies of the state in memory: both nodes' slots, and what this and its limits write from and into.
-const COPIES: u64 = 12;
+const COPIES: u64 = 8;
 
 pub(super) fn run(global: &Global, args: &BenchCommitArgs, stop: &Arc<AtomicBool>) -> Outcome {
     let durability = Durability::from(args.durability);

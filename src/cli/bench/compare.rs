@@ -37,7 +37,7 @@ const OURS: &str = "ringkeep mirrored commit";
 const REDIS: &str = "Redis SET + WAIT 1";
 /// Copies of the state in memory: ringkeep's, Redis's, those of each file, and what all of them write
 /// from and into.
-const COPIES: u64 = 24;
+const COPIES: u64 = 26;
 
 pub(super) fn run(global: &Global, args: &BenchCompareArgs, stop: &Arc<AtomicBool>) -> Outcome {
     prepare(&args.measure)?;

@@ -22,7 +22,7 @@ use crate::bench::{
 /// Where regions lie.
 const MEMORY: &str = "/dev/shm";
 /// Copies of the state: both ends of each round trip, and what memory is copied from and into.
-const COPIES: u64 = 24;
+const COPIES: u64 = 22;
 
 /// A round trip in each way of waiting.
 const ROUND_TRIPS: [(&str, Waiting); 4] = [
