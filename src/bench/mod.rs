@@ -14,6 +14,7 @@
 //! | [`limits`], `rdma` | what the machine can do: TCP, memory, checksums, an RDMA device |
 //! | [`pin`] | the measuring thread stays on its core |
 //! | [`handed`] | the round trip of TCP of whom a server stands before |
+//! | [`room`] | how much memory there is for all of that |
 //! | [`report`] | the rows of a table |
 //! | [`plot`] | the rows as a picture |
 
@@ -29,6 +30,7 @@ pub mod rdma;
 pub mod redis;
 pub mod report;
 pub mod restores;
+pub mod room;
 pub mod turns;
 
 use std::io;

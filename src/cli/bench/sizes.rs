@@ -1,7 +1,5 @@
 //! Which sizes are measured, and which do not fit.
 
-use std::fs;
-
 use super::{
     super::{
         args::MeasureArgs,
@@ -10,13 +8,12 @@ use super::{
     },
     output::{Output, Skipped},
 };
+use crate::bench::room::free_bytes;
 
 /// Memory must fit several times.
 const SIZE_MAX: u64 = 4 << 30;
 /// Powers of two: `--all` is 8 B to 1 GiB.
 const ALL: std::ops::RangeInclusive<u32> = 3..=30;
-/// Where regions lie.
-const MEMORY: &str = "/dev/shm";
 
 impl MeasureArgs {
     /// Bytes of each size.
@@ -56,20 +53,6 @@ impl Output {
     }
 }
 
-/// What programs can still have, about half of it in regions; none where the system does not say.
-fn free_bytes() -> Option<u64> {
-    let regions = rustix::fs::statvfs(MEMORY).ok()?;
-    let memory = available_bytes(&fs::read_to_string("/proc/meminfo").ok()?)?;
-    Some(memory.min(regions.f_bavail.saturating_mul(regions.f_frsize).saturating_mul(2)))
-}
-
-/// What the system says is available; see proc(5).
-fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -79,14 +62,6 @@ mod tests {
         *,
     };
     use crate::cli::args::{BenchArgs, BenchCommand, Cli, Command};
-
-    #[test]
-    fn what_the_system_says_is_available() {
-        let meminfo = "MemTotal:  10 kB\nMemFree:  1 kB\nMemAvailable:   7 kB\n";
-        assert_eq!(available_bytes(meminfo), Some(7 << 10));
-        assert_eq!(available_bytes("MemTotal: 10 kB\n"), None);
-        assert!(free_bytes().is_some_and(|free| free > 0));
-    }
 
     fn measure(args: &[&str]) -> MeasureArgs {
         let args = [&["ringkeep", "bench", "transport"], args].concat();
