@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::AtomicBool,
     time::Duration,
 };
@@ -161,14 +161,33 @@ fn children(pid: u32) -> Vec<String> {
     said.split_whitespace().map(str::to_owned).collect()
 }
 
+/// A measurement that is asked to end, also when its test fails: its servers go with it.
+struct Measuring(Child);
+
+impl Measuring {
+    fn end(&mut self) -> ExitStatus {
+        // It may be gone already.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        self.0.wait().unwrap()
+    }
+}
+
+impl Drop for Measuring {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            self.end();
+        }
+    }
+}
+
 #[test]
 fn only_the_thread_that_measures_is_kept_on_its_core() {
     let ours = cores("/proc/thread-self/status").unwrap();
     let first: String = ours.chars().take_while(char::is_ascii_digit).collect();
     let args = ["bench", "commit", "--duration", "1h", "--sizes", "64", "--cpu", &first];
     let mut command = alone(&args);
-    let mut bench = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let pid = bench.id();
+    let bench = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (pid, mut bench) = (bench.id(), Measuring(bench));
     // That it may run there is tried before any server is started.
     let servers = common::poll("a measurement on one core", || {
         let (list, servers) = (cores(format!("/proc/{pid}/status")), children(pid));
@@ -188,8 +207,7 @@ fn only_the_thread_that_measures_is_kept_on_its_core() {
         let list = cores(helper.join("status"));
         assert!(list.is_none_or(|list| list == ours), "{helper:?}");
     }
-    kill_process(Pid::from_child(&bench), Signal::TERM).unwrap();
-    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    assert_eq!(bench.end().code(), Some(1));
     let nowhere = alone(&["bench", "commit", "--cpu", "99999"]).output().unwrap();
     assert!(refused(&nowhere, 2).contains("--cpu 99999"));
 }
@@ -499,6 +517,7 @@ fn somebody_who_has_seen_enough_stops_it_and_nothing_is_left() {
     let mut command = command(&ring.node(0).socket(), &args);
     let mut bench = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(bench.stdout.take().unwrap()).lines();
+    let mut bench = Measuring(bench);
     assert!(lines.next().unwrap().unwrap().contains("3 servers, running"));
     common::poll("a commit", || {
         let listed = json(&ring.ok(0, &["ls", "--json"]));
@@ -508,8 +527,6 @@ fn somebody_who_has_seen_enough_stops_it_and_nothing_is_left() {
             Err(listed.to_string())
         }
     });
-    kill_process(Pid::from_child(&bench), Signal::TERM).unwrap();
-    let ended = bench.wait().unwrap();
-    assert_eq!(ended.code(), Some(1));
+    assert_eq!(bench.end().code(), Some(1));
     nothing_is_left(&ring);
 }
