@@ -7,7 +7,8 @@
 //!
 //! On a ring of three real servers. What is compared takes turns in one run: read the ratios. Those of
 //! many at once come one after the other. Their limit is as many round trips of TCP at the same pace, each
-//! with a connection and an answering thread of its own; one that is handed over took longer.
+//! with a connection and an answering thread of its own; one that is handed over took longer. Below 1, a
+//! server does at once for many what each of them would do alone.
 
 use std::{
     error::Error,
