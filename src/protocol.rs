@@ -25,7 +25,7 @@ pub const REQUEST_BYTES_MAX: u32 = 64 << 10;
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     /// Attach to a checkpoint for writing; make it if there is none. Answered by
-    /// [`Response::Opened`] with four descriptors: region, hand-over, doorbell, wake.
+    /// [`Response::Opened`] with three descriptors: region, hand-over, bell.
     Open {
         /// The checkpoint.
         name: Name,

@@ -15,7 +15,7 @@ use std::{
 
 use ringkeep::{
     commit::{Extent, Stale},
-    handover::{self, Consumer, Producer},
+    handover::{self, Bell, Consumer, Producer},
     membership::{Member, NodeId, View},
     name::Name,
     region::{Identity, Region, layout::Layout, mapping::Mapping},
@@ -27,7 +27,6 @@ use ringkeep::{
         tcp::{Adopter, TcpTransport},
     },
 };
-use rustix::event::{EventfdFlags, eventfd};
 
 struct Counting;
 
@@ -126,6 +125,7 @@ async fn a_mirrored_commit_allocates_nothing() {
     let versions = vec![0, 0];
     near.send(Command::Prepared {
         name: name.clone(),
+        epoch: 1,
         holder: b,
         key,
         region: 1,
@@ -137,12 +137,9 @@ async fn a_mirrored_commit_allocates_nothing() {
     let layout = *mine.layout();
     let file = handover::create(&layout).unwrap();
     let consumer = Consumer::new(file.try_clone().unwrap(), layout, 0).unwrap();
-    let flags = EventfdFlags::NONBLOCK;
-    let (doorbell, wake) = (eventfd(0, flags).unwrap(), eventfd(0, flags).unwrap());
-    let ring = doorbell.try_clone().unwrap();
-    let attachment = Attachment { consumer, doorbell, wake };
-    let attach = |reply| Command::Attach { name, attachment, reply };
-    assert!(near.ask(attach).await.unwrap());
+    let (bell, clients) = Bell::pair().unwrap();
+    let attachment = Attachment { consumer, bell };
+    near.send(Command::Attach { name, attachment }).unwrap();
     let mut producer = Producer::new(file, layout).unwrap();
 
     let mut changed = Stale::nothing(layout.capacity());
@@ -163,7 +160,7 @@ async fn a_mirrored_commit_allocates_nothing() {
         changed.insert(extent.start, extent.end);
         assert!(producer.submit(version, slot, 64 << 10, &changed, true));
         if producer.server_asleep() {
-            rustix::io::write(&ring, &1u64.to_ne_bytes()).unwrap();
+            clients.ring();
         }
         while producer.mirrored() < version {
             std::hint::spin_loop();

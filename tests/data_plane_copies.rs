@@ -86,8 +86,16 @@ async fn a_copy_that_is_held_up_says_how_far_it_is() {
     assert!(matches!(notices.recv().await, Some(Notice::NeedMirror { .. })));
     assert_eq!(copies(&near).await, [], "nothing is on its way yet");
     let versions = vec![0, 0];
-    near.send(Command::Prepared { name, holder: b.clone(), key, region: 1, versions, mark_to: 0 })
-        .unwrap();
+    near.send(Command::Prepared {
+        name,
+        epoch: 1,
+        holder: b.clone(),
+        key,
+        region: 1,
+        versions,
+        mark_to: 0,
+    })
+    .unwrap();
 
     let deadline = Instant::now() + LIMIT;
     let held_up = loop {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{
     Ring, bytes_of, name, owned,
@@ -14,6 +14,7 @@ use common::{
     writer::{self, Writer},
 };
 use ringkeep::{Client, Durability, Options, handover::bytes_for, protocol::FailureKind};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 const SEED: u64 = 0xbad;
 const CAPACITY: u64 = 50_000;
@@ -22,6 +23,7 @@ const CAPACITY: u64 = 50_000;
 const SUBMITTED_AT: u64 = 0;
 const CONSUMED_AT: u64 = 256;
 const WRITING_AT: u64 = 128;
+const CLIENT_ASLEEP_AT: u64 = 132;
 const CONDITION_AT: u64 = 276;
 const ENTRIES_AT: u64 = 4096;
 const VIOLATION: u32 = 3;
@@ -86,7 +88,7 @@ fn violated(client: &Attached) {
     poll("the violation to be found", || {
         client.knock();
         let condition = client.ring.atomic_u32(CONDITION_AT);
-        match condition.load(std::sync::atomic::Ordering::SeqCst) {
+        match condition.load(Ordering::SeqCst) {
             VIOLATION => Ok(()),
             other => Err(format!("condition {other}")),
         }
@@ -94,11 +96,11 @@ fn violated(client: &Attached) {
 }
 
 fn set_u64(client: &Attached, at: u64, value: u64) {
-    client.ring.atomic_u64(at).store(value, std::sync::atomic::Ordering::SeqCst);
+    client.ring.atomic_u64(at).store(value, Ordering::SeqCst);
 }
 
 fn set_u32(client: &Attached, at: u64, value: u32) {
-    client.ring.atomic_u32(at).store(value, std::sync::atomic::Ordering::SeqCst);
+    client.ring.atomic_u32(at).store(value, Ordering::SeqCst);
 }
 
 /// An entry as a client writes it, honest or not.
@@ -181,7 +183,7 @@ fn wild_indices_end_the_attachment_of_their_writer_alone() {
     submit(&client, 0, &HONEST);
     poll("the first to be taken", || {
         let taken = client.ring.atomic_u64(CONSUMED_AT);
-        match taken.load(std::sync::atomic::Ordering::SeqCst) {
+        match taken.load(Ordering::SeqCst) {
             1 => Ok(()),
             other => Err(format!("{other}")),
         }
@@ -230,7 +232,7 @@ fn garbage_over_the_whole_region_is_never_taken_for_a_version() {
         submit(&client, round as u64, &Entry { version, slot: round as u32 % 2, ..HONEST });
         poll("the entry to be taken", || {
             let taken = client.ring.atomic_u64(CONSUMED_AT);
-            let taken = taken.load(std::sync::atomic::Ordering::SeqCst);
+            let taken = taken.load(Ordering::SeqCst);
             if taken == version { Ok(()) } else { Err(format!("{taken}")) }
         });
     }
@@ -273,7 +275,7 @@ fn the_servers_own_words_are_not_believed() {
 }
 
 #[test]
-fn a_doorbell_that_never_stops_keeps_nobody_else_waiting() {
+fn a_bell_that_never_stops_keeps_nobody_else_waiting() {
     let mut stage = Stage::new();
     let client = stage.attach("loud");
     std::thread::scope(|scope| {
@@ -282,12 +284,50 @@ fn a_doorbell_that_never_stops_keeps_nobody_else_waiting() {
             stage.goes_on();
         }
     });
-    // Full to the brim: the next write would block; the server drains it all the same.
-    let _ = rustix::io::write(client.doorbell.as_fd(), &(u64::MAX - 1).to_ne_bytes());
-    stage.goes_on();
     submit(&client, 0, &Entry { version: 0, ..HONEST });
     violated(&client);
     stage.ends_well();
+}
+
+/// It says that it sleeps, never hears its bell, and lets calls on it wait.
+#[test]
+fn a_client_that_hears_nothing_keeps_nobody_else_waiting() {
+    let mut stage = Stage::new();
+    let client = stage.attach("deaf");
+    fcntl_setfl(&client.bell, OFlags::empty()).unwrap();
+    for index in 0..1_000 {
+        set_u32(&client, CLIENT_ASLEEP_AT, 1);
+        submit_when_there_is_room(&client, index);
+    }
+    stage.goes_on();
+    stage.ends_well();
+}
+
+#[test]
+fn a_client_that_submits_without_a_pause_keeps_nobody_else_waiting() {
+    let mut stage = Stage::new();
+    let client = Raw::connect(&stage.ring.node(0).socket()).attach("greedy", 64 << 20);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let index = (0..).take_while(|_| !stop.load(Ordering::Relaxed));
+            index.for_each(|index| submit_when_there_is_room(&client, index));
+        });
+        stage.goes_on();
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(client);
+    stage.ends_well();
+}
+
+/// An honest entry whose map has every block, as soon as the server took enough others.
+fn submit_when_there_is_room(client: &Attached, index: u64) {
+    let room = || index < client.ring.atomic_u64(CONSUMED_AT).load(Ordering::SeqCst) + 16;
+    while !room() {
+        std::hint::spin_loop();
+    }
+    let (version, slot) = (index + 1, index as u32 % 2);
+    submit(client, index, &Entry { version, slot, ranges: u32::MAX - 1, map: 1, ..HONEST });
 }
 
 #[test]

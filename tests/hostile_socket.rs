@@ -288,7 +288,7 @@ fn hundreds_of_attachments_are_served_where_the_soft_limit_is_low() {
     let stage = Stage::new();
     // The connection is the attachment; this process may not have that many descriptors open.
     let attached: Vec<_> =
-        (0..400).map(|i| stage.connect().attach(&format!("many-{i}"), 10).raw).collect();
+        (0..600).map(|i| stage.connect().attach(&format!("many-{i}"), 10).raw).collect();
     assert!(stage.descriptors() > 1_024, "more than the usual soft limit");
     let mut stage = stage;
     stage.unaffected();

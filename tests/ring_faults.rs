@@ -183,6 +183,29 @@ fn without_its_mirror_a_commit_waits_until_the_ring_has_another() {
     ring.protected();
 }
 
+/// Looking without end saves the time to wake up. It ends all the same.
+#[test]
+fn a_service_that_never_sleeps_minds_its_time_limit_and_the_end_of_its_server() {
+    let mut ring = Ring::start(3);
+    let options = Options::capacity(100).spin(Duration::MAX);
+    let short = options.clone().timeout(Duration::from_millis(200));
+    let mut state = ring.client(0).open("state", short).unwrap();
+    state.save(b"one", Durability::Mirrored).unwrap();
+    [1, 2].into_iter().for_each(|node| ring.node_mut(node).kill_9());
+    let late = state.save(b"two", Durability::Mirrored).unwrap_err();
+    assert!(matches!(late, CommitError::DurabilityNotReached { version: 2, .. }), "{late:?}");
+    drop(state);
+
+    let mut state = ring.client(0).open("state", options.timeout(Duration::MAX)).unwrap();
+    let saved = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| state.save(b"three", Durability::Mirrored));
+        ring.node_mut(0).kill_9();
+        (0..3).for_each(|node| ring.restart(node));
+        waiting.join().unwrap()
+    });
+    assert_eq!(saved.unwrap(), 3, "it went on at the restarted server");
+}
+
 #[test]
 fn a_ring_that_cannot_change_its_view_acknowledges_nothing_as_mirrored() {
     let mut ring = Ring::start(3);

@@ -13,14 +13,11 @@ use std::{
 
 use ringkeep::{
     Checkpoint, Client, Durability, Options,
-    handover::{self, Consumer, Submission},
+    handover::{self, Bell, Consumer, Submission},
     protocol::{Opened, Response},
     region::{Identity, layout::Layout},
 };
-use rustix::{
-    event::{EventfdFlags, eventfd},
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::{Path, memory};
 
@@ -80,7 +77,7 @@ struct Server {
     consumer: Consumer,
     submission: Submission,
     /// As long as it is open the client believes that somebody is there.
-    _stream: UnixStream,
+    _ends: (UnixStream, Bell),
 }
 
 impl Server {
@@ -94,8 +91,8 @@ impl Server {
         let server = thread::spawn(move || hand_out(&listener, layout, handover).unwrap());
         let client = Client::connect_to(socket).unwrap();
         let checkpoint = client.open("state", Options::capacity(capacity)).unwrap();
-        let (submission, stream) = (Submission::new(capacity), server.join().unwrap());
-        (checkpoint, Self { consumer, submission, _stream: stream })
+        let (submission, ends) = (Submission::new(capacity), server.join().unwrap());
+        (checkpoint, Self { consumer, submission, _ends: ends })
     }
 
     /// Takes what was submitted, up to this version.
@@ -106,7 +103,11 @@ impl Server {
 }
 
 /// Waits for somebody who opens a checkpoint, and gives him a new region.
-fn hand_out(listener: &UnixListener, layout: Layout, handover: OwnedFd) -> io::Result<UnixStream> {
+fn hand_out(
+    listener: &UnixListener,
+    layout: Layout,
+    handover: OwnedFd,
+) -> io::Result<(UnixStream, Bell)> {
     loop {
         let (mut stream, _) = listener.accept()?;
         let mut length = [0; 4];
@@ -125,15 +126,14 @@ fn hand_out(listener: &UnixListener, layout: Layout, handover: OwnedFd) -> io::R
         });
         let body = serde_json::to_vec(&opened)?;
         let message = [&(body.len() as u32).to_le_bytes()[..], &body].concat();
-        let (doorbell, wake) =
-            (eventfd(0, EventfdFlags::NONBLOCK)?, eventfd(0, EventfdFlags::NONBLOCK)?);
-        let descriptors = [region.as_fd(), handover.as_fd(), doorbell.as_fd(), wake.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let (bell, clients) = Bell::pair()?;
+        let descriptors = [region.as_fd(), handover.as_fd(), clients.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
         let slices = [IoSlice::new(&message)];
         let sent = sendmsg(&stream, &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
         stream.write_all(&message[sent..])?;
-        return Ok(stream);
+        return Ok((stream, bell));
     }
 }

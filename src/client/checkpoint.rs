@@ -246,7 +246,7 @@ impl Checkpoint {
                 Ok(version)
             }
             Durability::Mirrored => {
-                let deadline = Instant::now() + self.timeout;
+                let deadline = self.deadline();
                 let version = self.publish(true)?;
                 self.wait_mirrored(version, deadline)?;
                 Ok(version)
@@ -264,7 +264,7 @@ impl Checkpoint {
         let room = self.region.layout().slots() as u64 - 1;
         let next = self.slots.version() + 1;
         if self.urgent + 1 == next && next > room {
-            let deadline = Instant::now() + self.timeout;
+            let deadline = self.deadline();
             // Without a mirror the version still becomes `local`; waiting for it tells the rest.
             match self.wait_mirrored(next - room, deadline) {
                 Ok(()) | Err(CommitError::DurabilityNotReached { .. }) => {}
@@ -280,13 +280,18 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::commit`].
     pub fn wait(&mut self, pending: Pending) -> Result<Version, CommitError> {
-        self.wait_mirrored(pending.version, Instant::now() + self.timeout)?;
+        self.wait_mirrored(pending.version, self.deadline())?;
         Ok(pending.version)
     }
 
     /// All versions up to this one are known to be mirrored.
     pub fn mirrored(&self) -> Version {
         self.link.producer.mirrored()
+    }
+
+    /// Until when what begins now may wait.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
     }
 
     /// Claims the working slot and brings it up to date, unless an update is under way.
@@ -315,7 +320,7 @@ impl Checkpoint {
         if self.link.producer.begin_writing(slot) {
             return Ok(());
         }
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.deadline();
         loop {
             let woke = self.link.wait(deadline, |p| !p.pinned(slot));
             self.link.check()?;

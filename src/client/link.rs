@@ -15,12 +15,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{OwnershipError, RequestError, wire};
 use crate::{
-    handover::{Condition, Producer},
+    handover::{Bell, Condition, Producer},
     name::Name,
     pause::Pause,
     protocol::{FailureKind, Opened, Request, Response},
 };
 
+/// Whoever looks without end looks this long before it asks whether the server is still there.
+const LOOK_MAX: Duration = Duration::from_millis(50);
 /// Between two tries to attach again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 
@@ -30,8 +32,7 @@ pub(super) struct Link {
     name: Name,
     socket: PathBuf,
     stream: UnixStream,
-    doorbell: OwnedFd,
-    wake: OwnedFd,
+    bell: Bell,
     spin: Duration,
     tried: Option<Instant>,
     pub(super) producer: Producer,
@@ -52,14 +53,13 @@ pub(super) enum Woke {
 pub(super) struct Descriptors {
     pub(super) region: OwnedFd,
     handover: OwnedFd,
-    doorbell: OwnedFd,
-    wake: OwnedFd,
+    bell: Bell,
 }
 
 impl Descriptors {
     fn new(list: Vec<OwnedFd>) -> Option<Self> {
-        let [region, handover, doorbell, wake] = <[OwnedFd; 4]>::try_from(list).ok()?;
-        Some(Self { region, handover, doorbell, wake })
+        let [region, handover, bell] = <[OwnedFd; 3]>::try_from(list).ok()?;
+        Some(Self { region, handover, bell: bell.into() })
     }
 }
 
@@ -75,25 +75,24 @@ impl Link {
     ) -> Result<(Self, Opened, OwnedFd), RequestError> {
         wire::send(&stream, request, region.map(AsFd::as_fd))?;
         // An open takes a few changes of thread, a commit one.
-        wire::look_for_answer(&stream, 3 * spin);
+        wire::look_for_answer(&stream, spin.saturating_mul(3));
         let (response, descriptors) = wire::receive(&stream)?;
         let opened = match response {
             Response::Opened(opened) => opened,
             Response::Failed(failure) => return Err(failure.into()),
             _ => return Err(RequestError::Unexpected),
         };
-        let Descriptors { region, handover, doorbell, wake } =
+        let Descriptors { region, handover, bell } =
             Descriptors::new(descriptors).ok_or(RequestError::Unexpected)?;
         let producer = Producer::new(handover, opened.layout)?;
-        let link = Self { name, socket, stream, doorbell, wake, spin, tried: None, producer };
+        let link = Self { name, socket, stream, bell, spin, tried: None, producer };
         Ok((link, opened, region))
     }
 
     /// Wakes the server if it sleeps.
     pub(super) fn ring(&self) {
         if self.producer.server_asleep() {
-            // A full counter wakes, too.
-            let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
+            self.bell.ring();
         }
     }
 
@@ -108,17 +107,22 @@ impl Link {
         }
     }
 
-    /// Waits until `done` says so: looks for a while, then sleeps until the server wakes it.
+    /// Waits until `done` says so: looks for a while, then sleeps until the server wakes it. May come
+    /// back before that, to be called again.
     pub(super) fn wait(&self, deadline: Instant, mut done: impl FnMut(&Producer) -> bool) -> Woke {
         if self.producer.condition() == Condition::Stopping {
             return Woke::ServerGone;
         }
         let (began, pause) = (Instant::now(), Pause::default());
-        while began.elapsed() < self.spin {
+        let look = self.spin.min(LOOK_MAX).min(deadline.saturating_duration_since(began));
+        while began.elapsed() < look {
             if done(&self.producer) {
                 return Woke::Look;
             }
             pause.pause();
+        }
+        if self.spin > LOOK_MAX {
+            return self.sleep(Instant::now());
         }
         self.producer.fall_asleep();
         let woke = if done(&self.producer) { Woke::Look } else { self.sleep(deadline) };
@@ -133,17 +137,18 @@ impl Link {
             tv_nsec: left.subsec_nanos().into(),
         };
         let mut fds =
-            [PollFd::new(&self.wake, PollFlags::IN), PollFd::new(&self.stream, PollFlags::IN)];
+            [PollFd::new(&self.bell, PollFlags::IN), PollFd::new(&self.stream, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(0) => return Woke::TimedOut,
             Ok(_) => {}
             Err(_) => return Woke::Look, // interrupted: look again
         }
+        // The server says nothing on the connection: whatever is there to read is its end.
+        let mut gone = !fds[1].revents().is_empty();
         if !fds[0].revents().is_empty() {
-            let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+            gone |= !self.bell.silence();
         }
-        // The server says nothing on this connection: whatever is there to read is its end.
-        if fds[1].revents().is_empty() { Woke::Look } else { Woke::ServerGone }
+        if gone { Woke::ServerGone } else { Woke::Look }
     }
 
     /// True when the server has not taken what was submitted and its connection is closed. Asked

@@ -44,6 +44,9 @@ use crate::{
 /// Environment variable that names the local server's socket.
 pub const SOCKET_VARIABLE: &str = "RINGKEEP_SOCKET";
 
+/// Any longer may be beyond what the system's clock can tell.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// What an acknowledged commit survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Durability {
@@ -107,9 +110,9 @@ impl Options {
         self
     }
 
-    /// How long a [`Durability::Mirrored`] commit waits for its mirror; 5 s by default.
+    /// How long a [`Durability::Mirrored`] commit waits for its mirror; 5 s by default, a year at most.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = timeout.min(TIMEOUT_MAX);
         self
     }
 

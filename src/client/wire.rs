@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Most descriptors that travel with one message.
-pub(crate) const DESCRIPTORS_MAX: usize = 4;
+pub(crate) const DESCRIPTORS_MAX: usize = 3;
 
 /// Sends a request, with the descriptor that goes with it.
 pub(crate) fn send(

@@ -263,9 +263,11 @@ impl Node {
         let memory = self.register_for_reading(arrivals.buffer.clone()).await?;
         let read = self.read_pieces(from, grant, memory, &arrivals, &failed).await;
         self.deregister(memory).await?;
+        let file = arrivals.file().map_err(|e| internal(&e));
+        // Freeing much memory takes long.
+        apart(way, move || drop(arrivals)).await;
         read?;
-        let file = arrivals.file().map_err(|e| internal(&e))?;
-        Ok(Copied::new(&record, file))
+        Ok(Copied::new(&record, file?))
     }
 
     /// Returns when nothing is under way any more.

@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     copies::Copied,
     failures::invalid,
-    node::Node,
+    node::{Node, blocking},
     open::{Attached, Wish},
     store::Owner,
 };
@@ -99,7 +99,10 @@ impl Node {
             match self.client_request(request, shown, caller).await {
                 Ok(Answer::Plain(response)) => answer(&mut stream, &response, &[]).await?,
                 Ok(Answer::With(response, fd)) => {
-                    answer(&mut stream, &response, std::slice::from_ref(&fd)).await?;
+                    let sent = answer(&mut stream, &response, std::slice::from_ref(&fd)).await;
+                    // The last descriptor, if the client is gone: freeing much memory takes long.
+                    blocking(move || drop(fd)).await;
+                    sent?;
                 }
                 Ok(Answer::Attached(name, attached)) => {
                     let Attached { opened, descriptors, number } = *attached;

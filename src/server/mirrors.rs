@@ -118,22 +118,23 @@ impl Node {
         let view = self.view().ok_or_else(gone)?;
         let member = view.member(holder).ok_or_else(gone)?.clone();
         self.link(&member).await?;
-        let request = {
+        let prepare = {
             let owned = self.owned.borrow();
             let meta = &owned.get(name).ok_or_else(gone)?.meta;
-            Request::Prepare(Prepare {
+            Prepare {
                 name: name.clone(),
                 identity: meta.identity,
                 layout: meta.layout,
                 epoch: meta.epoch,
                 view: view.number,
                 owner: meta.owner,
-            })
+            }
         };
-        match self.call(&member, request, LONG_CALL_TIMEOUT).await {
+        let epoch = prepare.epoch;
+        match self.call(&member, Request::Prepare(prepare), LONG_CALL_TIMEOUT).await {
             Ok(Reply::Prepared { key, region, versions, mark_to }) => {
                 let (name, holder) = (name.clone(), holder.clone());
-                Ok(Command::Prepared { name, holder, key, region, versions, mark_to })
+                Ok(Command::Prepared { name, epoch, holder, key, region, versions, mark_to })
             }
             Ok(_) => Err(Failure::new(FailureKind::Internal, "an answer to something else")),
             Err(failure) => {

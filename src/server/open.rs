@@ -2,7 +2,6 @@
 
 use std::{fs::File, os::fd::OwnedFd, rc::Rc, time::Duration};
 
-use rustix::event::{EventfdFlags, eventfd};
 use tokio::time::Instant;
 
 use super::{
@@ -14,7 +13,7 @@ use super::{
 };
 use crate::{
     commit::Version,
-    handover::{self, Condition, Consumer},
+    handover::{self, Bell, Condition, Consumer},
     membership::{HoldingRun, Member, NodeId, OwnerHolders, View},
     name::Name,
     protocol::{Failure, FailureKind, Opened},
@@ -41,7 +40,7 @@ pub(super) struct Wish {
 /// What a client gets.
 pub(super) struct Attached {
     pub(super) opened: Opened,
-    pub(super) descriptors: [OwnedFd; 4],
+    pub(super) descriptors: [OwnedFd; 3],
     /// Which attachment it is.
     pub(super) number: u64,
 }
@@ -306,7 +305,7 @@ impl Node {
         if meta.held == Held::Orphan {
             self.set_held(&wish.name, Held::Owned, None)?;
         }
-        self.attach(&wish.name, file).await
+        self.attach(&wish.name, file)
     }
 
     /// Gives a checkpoint a new region: the writer of the old one, if it is alive, is fenced.
@@ -377,30 +376,23 @@ impl Node {
         }
     }
 
-    async fn attach(self: &Rc<Self>, name: &Name, file: File) -> Result<Attached, Failure> {
+    fn attach(&self, name: &Name, file: File) -> Result<Attached, Failure> {
         let system = |e: std::io::Error| internal(&e);
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let layout = self.owned.borrow().get(name).map(|owned| owned.meta.layout);
         let layout = layout.ok_or_else(|| no_such(name))?;
         let handover = handover::create(&layout).map_err(system)?;
         let servers = handover.try_clone().map_err(system)?;
         let consumer = Consumer::new(servers, layout, 0).map_err(system)?;
-        let doorbell = eventfd(0, flags).map_err(|e| system(e.into()))?;
-        let wake = eventfd(0, flags).map_err(|e| system(e.into()))?;
-        let attachment = Attachment {
-            consumer,
-            doorbell: doorbell.try_clone().map_err(system)?,
-            wake: wake.try_clone().map_err(system)?,
-        };
+        let (bell, clients) = Bell::pair().map_err(system)?;
+        let attachment = Attachment { consumer, bell };
         // First, so that the end of an earlier attachment is not taken for the end of this one.
         let number = Self::draw();
         if let Some(owned) = self.owned.borrow_mut().get_mut(name) {
             owned.attachment = number;
         }
-        let attach = |reply| Command::Attach { name: name.clone(), attachment, reply };
-        if !self.data_plane.ask(attach).await? {
-            return Err(no_such(name));
-        }
+        // Not waited for: that would be two changes of thread. What is asked of the data plane later
+        // finds it done.
+        self.data_plane.send(Command::Attach { name: name.clone(), attachment })?;
         let ring_mirrors = self.view().is_some_and(|v| v.predecessor(&self.id()).is_some());
         let owned = self.owned.borrow();
         let owned = owned.get(name).ok_or_else(|| no_such(name))?;
@@ -413,7 +405,7 @@ impl Node {
             mirrored: ring_mirrors,
             warning: self.lost_warning(name, version).or_else(|| hugepage_warning(&owned.meta)),
         };
-        Ok(Attached { opened, descriptors: [file.into(), handover, doorbell, wake], number })
+        Ok(Attached { opened, descriptors: [file.into(), handover, clients.into()], number })
     }
 
     /// Attaches a client that was attached before this server restarted.
@@ -434,12 +426,12 @@ impl Node {
         };
         let shown = File::from(shown);
         let writer = is_writer(&shown, &path).map_err(|e| internal(&e))?;
-        let whole = shown.metadata().map_err(|e| internal(&e))?.len() >= meta.bytes;
-        if meta.held != Held::Owned || meta.epoch != epoch || !writer || !whole {
+        let whole = || shown.metadata().is_ok_and(|shown| shown.len() >= meta.bytes);
+        if meta.held != Held::Owned || meta.epoch != epoch || !writer || !whole() {
             let why = format!("{name} was taken over");
             return Err(Failure::new(FailureKind::Fenced, why));
         }
-        self.attach(&name, shown).await
+        self.attach(&name, shown)
     }
 
     /// A client's connection ended.

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Statx, StatxFlags, flock, statx};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -348,9 +348,13 @@ pub fn open_for_client(path: &Path) -> io::Result<Option<File>> {
 
 /// Whether an open file that a client shows is this region, and the client is its lock's holder.
 pub fn is_writer(shown: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let (shown_meta, meta) = (shown.metadata()?, fs::metadata(path)?);
-    if (shown_meta.dev(), shown_meta.ino()) != (meta.dev(), meta.ino()) {
+    // What is shown may be anything, for example a file of a server that does not answer: only what
+    // is known of it is asked.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let shown_is = statx(shown, "", flags, StatxFlags::INO)?;
+    let is = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
+    let place = |of: &Statx| (of.stx_dev_major, of.stx_dev_minor, of.stx_ino);
+    if place(&shown_is) != place(&is) {
         return Ok(false);
     }
     match flock(shown, FlockOperation::NonBlockingLockExclusive) {

@@ -5,14 +5,14 @@ use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
 };
 
 use ringkeep::{
-    handover,
+    handover::{self, Bell},
     protocol::{FailureKind, Opened, Response},
     region::mapping::Mapping,
 };
@@ -114,12 +114,12 @@ impl Raw {
         let Some((Response::Opened(opened), descriptors)) = self.answer() else {
             panic!("not opened");
         };
-        let [region, handover, doorbell, wake] = <[OwnedFd; 4]>::try_from(descriptors).unwrap();
+        let [region, handover, bell] = <[OwnedFd; 3]>::try_from(descriptors).unwrap();
         let (region, handover) = (File::from(region), File::from(handover));
         let memory = Mapping::new(&region, opened.bytes as usize).unwrap();
         let bytes = handover::bytes_for(&opened.layout);
         let ring = Mapping::new(&handover, bytes as usize).unwrap();
-        Attached { raw: self, opened, region, handover, doorbell, wake, memory, ring }
+        Attached { raw: self, opened, region, handover, bell: bell.into(), memory, ring }
     }
 }
 
@@ -129,16 +129,15 @@ pub struct Attached {
     pub opened: Opened,
     pub region: File,
     pub handover: File,
-    pub doorbell: OwnedFd,
-    pub wake: OwnedFd,
+    pub bell: Bell,
     pub memory: Mapping,
     pub ring: Mapping,
 }
 
 impl Attached {
-    /// Rings the doorbell once. A server that let this client go may have closed its end.
+    /// Rings once. A server that let this client go may have closed its end.
     pub fn knock(&self) {
-        let _ = rustix::io::write(self.doorbell.as_fd(), &1u64.to_ne_bytes());
+        self.bell.ring();
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     Channels, LinkEnd, Notice, ReadError, Reply, Waiting,
     links::Links,
     owned::{Granted, MirrorWork, Owned},
-    sleep::{Rung, Sleeper, drain},
+    sleep::{Rung, Sleeper},
     timers::Timers,
 };
 use crate::{
@@ -32,8 +32,8 @@ use crate::{
     transport::{ConnId, Event, PostError, Segment, Stamp, Work, WorkError, WorkId, many::Many},
 };
 
-/// While the thread is awake, the doorbells of idle clients are looked at once in so many rounds.
-const ROUNDS_PER_DOORBELL_CHECK: u32 = 32;
+/// While the thread is awake, the bells of idle clients are looked at once in so many rounds.
+const ROUNDS_PER_BELL_CHECK: u32 = 32;
 /// After one was rung they are looked at in so many rounds, one behind the other: where many services
 /// take turns, another one rings soon.
 const ROUNDS_AFTER_RINGING: u32 = 256;
@@ -58,7 +58,7 @@ pub(super) struct Engine {
     /// Checkpoints whose clients are looked at in each round, with their last sign of life.
     active: Vec<(usize, u64)>,
     timers: Timers,
-    /// Rounds since a doorbell was rung.
+    /// Rounds since a bell was rung.
     quiet_rounds: u32,
     reads: HashMap<WorkId, (ConnId, Reply<Result<(), ReadError>>)>,
     count: u64,
@@ -115,7 +115,7 @@ impl Engine {
             moved |= self.poll_transport(now_ns);
             moved |= self.run_timers(now_ns);
             moved |= self.look_for_cut_regions();
-            self.pass_by_doorbells();
+            self.look_at_bells_in_turn();
             if moved {
                 idle_since = None;
                 pause.reset();
@@ -176,7 +176,7 @@ impl Engine {
             self.timers.next().map(|at| Duration::from_nanos(at.saturating_sub(self.now_ns())));
         // Notices that found no room are tried again soon.
         let retry = (!self.channels.backlog.is_empty()).then_some(Duration::from_millis(10));
-        self.look_at_doorbells(wait.into_iter().chain(retry).chain(unarmed).min());
+        self.look_at_bells(wait.into_iter().chain(retry).chain(unarmed).min());
         true
     }
 
@@ -191,26 +191,29 @@ impl Engine {
         })
     }
 
-    /// Looks at the doorbells if it is time to.
-    fn pass_by_doorbells(&mut self) {
+    /// Looks at the bells if it is time to.
+    fn look_at_bells_in_turn(&mut self) {
         self.quiet_rounds = self.quiet_rounds.wrapping_add(1);
         let every_round = self.quiet_rounds < ROUNDS_AFTER_RINGING;
-        if every_round || self.quiet_rounds.is_multiple_of(ROUNDS_PER_DOORBELL_CHECK) {
-            self.look_at_doorbells(Some(Duration::ZERO));
+        if every_round || self.quiet_rounds.is_multiple_of(ROUNDS_PER_BELL_CHECK) {
+            self.look_at_bells(Some(Duration::ZERO));
         }
     }
 
-    fn look_at_doorbells(&mut self, timeout: Option<Duration>) {
+    fn look_at_bells(&mut self, timeout: Option<Duration>) {
         self.sleeper.wait(timeout, &mut self.rung);
-        if !self.rung.doorbells.is_empty() {
+        if !self.rung.bells.is_empty() {
             self.quiet_rounds = 0;
         }
-        for i in 0..self.rung.doorbells.len() {
-            let index = self.rung.doorbells[i];
+        for i in 0..self.rung.bells.len() {
+            let index = self.rung.bells[i];
             if let Some(attachment) =
                 self.owned.get(index).and_then(Option::as_ref).and_then(|o| o.attachment.as_ref())
             {
-                drain(&attachment.doorbell);
+                if !attachment.bell.silence() {
+                    // Its client is gone, of which the control plane hears, too.
+                    self.sleeper.unwatch(&attachment.bell);
+                }
                 self.activate(index);
             }
         }

@@ -3,7 +3,8 @@
 //!
 //! The control plane speaks to it in [`Command`]s over a bounded channel and hears [`Notice`]s. On
 //! the way of a commit there is no lock, no allocation in the steady state, and no system call but
-//! the transport's own and one eventfd write when a client sleeps.
+//! the transport's own, one send when a client sleeps, a look at the bells now and then, and giving the
+//! core away where there are few.
 
 mod copies;
 mod engine;
@@ -32,7 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::engine::Engine;
 use crate::{
     commit::Version,
-    handover::{Condition, Consumer, Violation},
+    handover::{Bell, Condition, Consumer, Violation},
     membership::{NodeId, View},
     mirror::Protection,
     name::Name,
@@ -77,10 +78,8 @@ pub struct Pinned {
 pub struct Attachment {
     /// The server's end of the hand-over memory.
     pub consumer: Consumer,
-    /// The client rings it when the server sleeps.
-    pub doorbell: OwnedFd,
-    /// The server rings it when the client sleeps.
-    pub wake: OwnedFd,
+    /// Whichever side sleeps is woken by it.
+    pub bell: Bell,
 }
 
 /// What the control plane wants done.
@@ -139,15 +138,17 @@ pub enum Command {
         newest: Option<Committed>,
         reply: Reply<Result<MemoryId, MemoryError>>,
     },
-    /// A client attached; whoever was attached is fenced. False when the checkpoint is not owned.
-    Attach { name: Name, attachment: Attachment, reply: Reply<bool> },
+    /// A client attached; whoever was attached is fenced. Nobody waits for this: a client whose
+    /// checkpoint is not owned any more is told in its hand-over memory.
+    Attach { name: Name, attachment: Attachment },
     /// The client went away, or is sent away.
     Detach { name: Name, condition: Option<Condition> },
     /// This node does not own the checkpoint any more. Answered when nothing of it is under way.
     Disown { name: Name, condition: Condition, reply: Reply<()> },
-    /// A holder is ready for this checkpoint's mirror.
+    /// A holder is ready for this checkpoint's mirror, in this epoch of its ownership.
     Prepared {
         name: Name,
+        epoch: u64,
         holder: NodeId,
         key: RemoteKey,
         region: u64,
@@ -371,6 +372,15 @@ impl Channels {
                 self.backlog.push_front(notice);
                 return;
             }
+        }
+    }
+}
+
+impl Attachment {
+    /// Tells the client where it stands.
+    fn tell(&self, condition: Condition) {
+        if self.consumer.set_condition(condition) {
+            self.bell.ring();
         }
     }
 }

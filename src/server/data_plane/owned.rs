@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{Attachment, Committed, CopyReport, Report, copies::Copies, ring};
+use super::{Attachment, Committed, CopyReport, Report, copies::Copies};
 use crate::{
     commit::Stale,
-    handover::{Condition, Consumer, Submission, Violation},
+    handover::{Condition, Consumer, ENTRIES, Submission, Violation},
     membership::NodeId,
     mirror::{Measures, Mirror, Post, Protection},
     name::Name,
@@ -115,11 +115,15 @@ impl Owned {
         }
     }
 
-    /// Takes over what the client submitted. True when there was anything.
+    /// Takes over what the client submitted, so much of it as its ring holds: a client that goes on
+    /// submitting is asked again when others had their turn. True when there was anything.
     pub(super) fn take_submissions(&mut self, now_ns: u64) -> Result<bool, Violation> {
         let Some(attachment) = &mut self.attachment else { return Ok(false) };
         let mut any = false;
-        while attachment.consumer.next(&mut self.submission)? {
+        for _ in 0..ENTRIES {
+            if !attachment.consumer.next(&mut self.submission)? {
+                break;
+            }
             let Submission { version, slot, len, changed, urgent } = &self.submission;
             any = true;
             // A client that attached again submits its newest version once more.
@@ -136,11 +140,8 @@ impl Owned {
         if let Err(violation) = self.take_submissions(now_ns) {
             tracing::warn!(checkpoint = %self.name, %violation, "the client left nonsense behind");
         }
-        if let Some(attachment) = self.attachment.take()
-            && let Some(condition) = condition
-            && attachment.consumer.set_condition(condition)
-        {
-            ring(&attachment.wake);
+        if let (Some(attachment), Some(condition)) = (self.attachment.take(), condition) {
+            attachment.tell(condition);
         }
         if let Some(found) = self.region.newest_by_record() {
             let (version, len) = (found.record.sequence, found.record.len);
@@ -148,13 +149,15 @@ impl Owned {
         }
     }
 
+    /// The client may have begun already, and waits for what is mirrored, or overwrites a slot that
+    /// is being read: then the commit word tells it when the reading is done.
     pub(super) fn attach(&mut self, attachment: Attachment) {
         for slot in (0..8).filter(|&s| self.pins[s] > 0) {
             attachment.consumer.pin(slot);
         }
-        // The client has only just been handed the memory and cannot sleep on it yet.
-        let _ = attachment.consumer.set_mirrored(self.mirror.mirrored());
+        let asleep = attachment.consumer.set_mirrored(self.mirror.mirrored());
         self.attachment = Some(attachment);
+        self.wake_client(asleep);
     }
 
     pub(super) fn consumer(&self) -> Option<&Consumer> {
@@ -193,7 +196,7 @@ impl Owned {
 
     fn wake_client(&self, asleep: bool) {
         if let (true, Some(attachment)) = (asleep, &self.attachment) {
-            ring(&attachment.wake);
+            attachment.bell.ring();
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the thread sleeps on: its alarm, the transports, and the doorbells of idle clients.
+//! What the thread sleeps on: its alarm, the transports, and the bells of idle clients.
 
 use std::{
     io,
@@ -21,8 +21,8 @@ pub(super) struct Rung {
     /// There are commands. The alarm stays readable until they are taken: silenced any earlier, a
     /// thread that then went to sleep would sleep over them.
     pub(super) alarm: bool,
-    /// Checkpoints whose doorbell was rung.
-    pub(super) doorbells: Vec<usize>,
+    /// Checkpoints whose bell was rung.
+    pub(super) bells: Vec<usize>,
 }
 
 pub(super) struct Sleeper {
@@ -45,19 +45,19 @@ impl Sleeper {
         Ok(Self { epoll })
     }
 
-    pub(super) fn watch(&self, doorbell: impl AsFd, index: usize) -> io::Result<()> {
+    pub(super) fn watch(&self, bell: impl AsFd, index: usize) -> io::Result<()> {
         let data = epoll::EventData::new_u64(index as u64);
-        Ok(epoll::add(&self.epoll, doorbell, data, epoll::EventFlags::IN)?)
+        Ok(epoll::add(&self.epoll, bell, data, epoll::EventFlags::IN)?)
     }
 
-    pub(super) fn unwatch(&self, doorbell: impl AsFd) {
+    pub(super) fn unwatch(&self, bell: impl AsFd) {
         // A descriptor that is not there any more is not watched either.
-        let _ = epoll::delete(&self.epoll, doorbell);
+        let _ = epoll::delete(&self.epoll, bell);
     }
 
     /// Waits until something is rung, at most `timeout` (`None`: without end).
     pub(super) fn wait(&mut self, timeout: Option<Duration>, rung: &mut Rung) {
-        rung.doorbells.clear();
+        rung.bells.clear();
         let mut buffer = [const { MaybeUninit::<epoll::Event>::uninit() }; 64];
         let timeout = timeout.map(|t| Timespec {
             tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
@@ -75,7 +75,7 @@ impl Sleeper {
             match event.data.u64() {
                 ALARM => rung.alarm = true,
                 TRANSPORT => {} // each transport looks for itself
-                index => rung.doorbells.push(index as usize),
+                index => rung.bells.push(index as usize),
             }
         }
     }

@@ -21,6 +21,9 @@ use crate::region::mapping::Mapping;
 
 /// The system takes no more in one call (`UIO_MAXIOV`).
 const PIECES_MAX: usize = 1024;
+/// So often bytes that the kernel could not reach are touched. A file that is cut off and extended in
+/// turns may look whole at one touch and be cut off before the next call, but not each time.
+const TOUCHES_MAX: usize = 64;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -100,21 +103,23 @@ impl<'a> Gather<'a> {
     /// Sends what the socket takes without blocking.
     pub(super) fn send(&self, socket: impl AsFd) -> io::Result<usize> {
         // SAFETY: `IoSlice` is guaranteed to have the layout of `struct iovec`, as `IoVec` has;
-        // the first `count` entries are there; they point to bytes borrowed for `'a`, which outlives this call, and neither the
-        // standard library nor rustix looks through them: only the kernel reads there, and it does
-        // not mind a racing writer.
+        // the first `count` entries are there; they point to bytes borrowed for `'a`, which outlives
+        // this call, and neither the standard library nor rustix looks through them: only the kernel
+        // reads there, and it does not mind a racing writer.
         let slices = unsafe {
             std::slice::from_raw_parts(self.0.vecs.as_ptr().cast::<IoSlice<'_>>(), self.0.count)
         };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let send = || sendmsg(&socket, slices, &mut SendAncillaryBuffer::default(), flags);
-        Ok(send().or_else(|errno| {
-            if errno == Errno::FAULT {
-                self.0.touch();
-                return send();
+        let mut sent = send();
+        for _ in 0..TOUCHES_MAX {
+            if sent != Err(Errno::FAULT) {
+                break;
             }
-            Err(errno)
-        })?)
+            self.0.touch();
+            sent = send();
+        }
+        Ok(sent?)
     }
 }
 
@@ -143,13 +148,15 @@ impl<'a> Scatter<'a> {
 
     /// Receives what the (non-blocking) socket has. Zero is the end of the stream.
     pub(super) fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
-        match self.try_receive(&socket) {
-            Err(Errno::FAULT) => {
-                self.0.touch();
-                Ok(self.try_receive(&socket)?)
+        let mut received = self.try_receive(&socket);
+        for _ in 0..TOUCHES_MAX {
+            if received != Err(Errno::FAULT) {
+                break;
             }
-            other => Ok(other?),
+            self.0.touch();
+            received = self.try_receive(&socket);
         }
+        Ok(received?)
     }
 
     fn try_receive(&mut self, socket: impl AsFd) -> Result<usize, Errno> {

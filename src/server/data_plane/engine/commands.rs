@@ -88,9 +88,7 @@ impl Engine {
             Command::Own { name, region, epoch, copies, newest, reply } => {
                 let _ = reply.send(self.own(name, region, epoch, copies, newest, now_ns));
             }
-            Command::Attach { name, attachment, reply } => {
-                let _ = reply.send(self.attach(&name, attachment));
-            }
+            Command::Attach { name, attachment } => self.attach(&name, attachment),
             Command::Detach { name, condition } => {
                 if let Some(&index) = self.by_name.get(&name) {
                     self.detach(index, condition);
@@ -98,10 +96,15 @@ impl Engine {
                 }
             }
             Command::Disown { name, condition, reply } => self.disown(&name, condition, reply),
-            Command::Prepared { name, holder, key, region, versions, mark_to } => {
+            Command::Prepared { name, epoch, holder, key, region, versions, mark_to } => {
                 if let Some((index, owned)) = self.find(&name) {
-                    owned.keys.insert(holder.clone(), Granted { key, mark_to: mark_to % 2 });
-                    owned.mirror.prepared(&holder, region, &versions);
+                    if owned.epoch == epoch {
+                        owned.keys.insert(holder.clone(), Granted { key, mark_to: mark_to % 2 });
+                        owned.mirror.prepared(&holder, region, &versions);
+                    } else {
+                        // What was granted for a former ownership is not for this region.
+                        owned.mirror.lost(&holder);
+                    }
                     self.drive(index, now_ns);
                 }
             }
@@ -197,25 +200,26 @@ impl Engine {
         Ok(memory)
     }
 
-    fn attach(&mut self, name: &Name, attachment: Attachment) -> bool {
-        let Some(&index) = self.by_name.get(name) else { return false };
+    fn attach(&mut self, name: &Name, attachment: Attachment) {
+        let Some(&index) = self.by_name.get(name) else {
+            return attachment.tell(Condition::Fenced);
+        };
         self.detach(index, Some(Condition::Fenced));
-        if let Err(error) = self.sleeper.watch(&attachment.doorbell, index) {
-            tracing::error!(%error, checkpoint = %name, "watching a client's doorbell");
-            return false;
+        if let Err(error) = self.sleeper.watch(&attachment.bell, index) {
+            tracing::error!(%error, checkpoint = %name, "watching a client's bell");
+            return attachment.tell(Condition::Stopping);
         }
         if let Some(owned) = &mut self.owned[index] {
             owned.attach(attachment);
         }
         self.activate(index);
-        true
     }
 
     pub(super) fn detach(&mut self, index: usize, condition: Option<Condition>) {
         let now_ns = self.now_ns();
         if let Some(owned) = &mut self.owned[index] {
             if let Some(attachment) = &owned.attachment {
-                self.sleeper.unwatch(&attachment.doorbell);
+                self.sleeper.unwatch(&attachment.bell);
             }
             owned.detach(now_ns, condition);
         }

@@ -5,15 +5,17 @@
 //! mirrored, which slots it is reading, and whether the writer is still the owner. There is no
 //! queue of completions: "mirrored up to version n" is one word. Drawn in `docs/layout.md`.
 //!
-//! **Who sleeps.** Each side has a flag that says that it is asleep, and an eventfd that wakes it.
-//! A side that hands something over writes the eventfd only when the flag is up, so that two sides
-//! that are awake make no system call. Flag and content are ordered by sequentially consistent
+//! **Who sleeps.** Each side has a flag that says that it is asleep, and a [`Bell`] that wakes it. A
+//! side that hands something over rings only when the flag is up, so that two sides that are awake
+//! make no system call. Flag and content are ordered by sequentially consistent
 //! fences: whoever goes to sleep raises the flag and looks again; whoever hands over stores and
 //! then looks at the flag; one of the two sees the other.
 //!
 //! **Who trusts whom.** The server takes nothing from this memory on trust: its own copies of the
 //! indices count, every descriptor is copied out once and validated. A client that writes garbage
 //! here is detached and has spoiled its own checkpoint only.
+
+mod bell;
 
 use std::{
     fs::File,
@@ -25,6 +27,7 @@ use std::{
     },
 };
 
+pub use bell::Bell;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::{
@@ -269,7 +272,7 @@ impl Producer {
         self.shared.word(CONSUMED_AT).load(Ordering::Acquire) == self.submitted
     }
 
-    /// True when the server must be woken by its eventfd to see what was just handed over.
+    /// True when the server must be woken by its bell to see what was just handed over.
     pub fn server_asleep(&self) -> bool {
         // SYNC POINT: pairs with the fence in `Consumer::fall_asleep`.
         fence(Ordering::SeqCst);
@@ -313,7 +316,7 @@ impl Producer {
         self.shared.flag(PINNED_AT).load(Ordering::SeqCst) & (1 << slot) != 0
     }
 
-    /// Says that this side is about to sleep on its eventfd. Whatever it waits for must be looked
+    /// Says that this side is about to sleep until its bell is rung. Whatever it waits for must be looked
     /// at once more after this call.
     pub fn fall_asleep(&self) {
         self.shared.flag(CLIENT_ASLEEP_AT).store(1, Ordering::Relaxed);
