@@ -229,7 +229,7 @@ impl Node {
                 name: name.clone(),
                 identity: Identity { checkpoint: Self::draw(), generation: 1 },
                 layout: wish.layout,
-                epoch: 1,
+                epoch: self.epoch_after(0),
                 owner: wish.caller,
                 held: Held::Owned,
                 region: Self::draw(),

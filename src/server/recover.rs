@@ -206,7 +206,16 @@ impl Node {
         }
         let mut protected = true;
         for (name, member) in homes {
-            protected &= self.adopt_at(&member, owner, &name, view.number).await?;
+            match self.adopt_at(&member, owner, &name, view.number).await {
+                Ok(its) => protected &= its,
+                Err(failure) if failure.kind == FailureKind::OwnedElsewhere => {
+                    if told.insert(name.clone()) {
+                        tracing::warn!(checkpoint = %name, %owner, %failure, "kept back");
+                    }
+                    kept_back = true;
+                }
+                Err(failure) => return Err(failure),
+            }
             // What was decided and not done is decided anew.
             adopted.insert(name, member);
         }
@@ -524,7 +533,8 @@ impl Node {
     }
 
     /// Who has a later epoch of this mirror's checkpoint: its owner, else a synced mirror, whose
-    /// owner is being recovered from it. An error while it is not clear who will.
+    /// owner is being recovered from it. An error while it is not clear who will, and as long as
+    /// another checkpoint has the name.
     async fn taken_over_already(
         self: &Rc<Self>,
         owner: &NodeId,
@@ -548,6 +558,14 @@ impl Node {
         later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
+        // Made anew while this one was out of reach. Its copy that waits here is not erased either.
+        let newer_here = self.owned.borrow().get(name).is_some_and(|o| {
+            o.meta.identity.checkpoint != mine.identity.checkpoint && o.meta.epoch >= mine.epoch
+        });
+        if newer_here || later.iter().any(|c| owns(c) && !same(c)) {
+            let why = format!("{name} was made anew meanwhile, and that one has the name");
+            return Err(Failure::new(FailureKind::OwnedElsewhere, why));
+        }
         // Also an owner that gave it up once and went on with it after all.
         later.retain(|c| same(c) && c.epoch >= mine.epoch + u64::from(!owns(c)));
         if let Some(at) = later.iter().position(owns) {

@@ -412,6 +412,10 @@ impl Server {
         later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.checkpoint == mine.checkpoint;
         let owns = |c: &Copy| c.standing == Standing::Owns;
+        // Made anew while this one was out of reach.
+        if later.iter().any(|c| owns(c) && !same(c)) {
+            return Err(Failure::Unavailable);
+        }
         // Also an owner that gave it up once and went on with it after all.
         later.retain(|c| same(c) && c.epoch >= mine.epoch + u64::from(!owns(c)));
         if let Some(at) = later.iter().position(owns) {
@@ -581,7 +585,7 @@ impl Server {
                 let checkpoint = self.world.count();
                 let meta = Meta {
                     checkpoint,
-                    epoch: 1,
+                    epoch: self.epoch_after(0),
                     superseded: false,
                     successor: None,
                     ended: None,
