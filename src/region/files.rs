@@ -18,12 +18,13 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::transparent;
+use super::{
+    room::{NoRoom, Promise},
+    transparent,
+};
 
 /// Smaller regions lie in ordinary pages: a huge page would be mostly waste.
 const HUGE_REGION_BYTES_MIN: u64 = 1 << 20;
-/// Left to the rest of the container when a region is made.
-const HEADROOM_BYTES: u64 = 32 << 20;
 
 /// Which kind of memory a region's file lies in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -109,11 +110,10 @@ impl Places {
             return Ok(made);
         }
         let page = rustix::param::page_size() as u64;
-        let available = container_room().saturating_sub(HEADROOM_BYTES);
-        if bytes > available {
+        let _promise = Promise::new(bytes).map_err(|NoRoom { available }| {
             let place = "this container's memory limit".to_owned();
-            return Err(CreateError::NoSpace { wanted: bytes, available, place });
-        }
+            CreateError::NoSpace { wanted: bytes, available, place }
+        })?;
         let backing = if self.joins_pages { Backing::Transparent } else { Backing::Tmpfs };
         reserve(self.dir.join(file_name), bytes, page, backing)
     }
@@ -207,49 +207,6 @@ pub fn hugetlbfs_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// Bytes that a copy for a reader may take: what the container's limit leaves.
-pub fn room_for_copies() -> u64 {
-    container_room().saturating_sub(HEADROOM_BYTES)
-}
-
-/// Bytes that this process's control group may still take, `u64::MAX` when nothing limits it.
-fn container_room() -> u64 {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let number = |path: PathBuf| {
-        fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
-    };
-    let mut room = u64::MAX;
-    for (base, group, limit, usage) in memory_groups(&groups) {
-        // Every group on the way up limits too.
-        for dir in Path::new(group.trim_start_matches('/')).ancestors() {
-            let dir = Path::new(base).join(dir);
-            if let (Some(limit), Some(used)) = (number(dir.join(limit)), number(dir.join(usage))) {
-                room = room.min(limit.saturating_sub(used));
-            }
-        }
-    }
-    room
-}
-
-type MemoryGroup<'a> = (&'static str, &'a str, &'static str, &'static str);
-
-/// The memory control groups in the text of `/proc/self/cgroup`: mount, group, limit's and usage's
-/// file.
-fn memory_groups(text: &str) -> impl Iterator<Item = MemoryGroup<'_>> {
-    text.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
-        if controllers.is_empty() {
-            Some(("/sys/fs/cgroup", group, "memory.max", "memory.current"))
-        } else if controllers.split(',').any(|c| c == "memory") {
-            let base = "/sys/fs/cgroup/memory";
-            Some((base, group, "memory.limit_in_bytes", "memory.usage_in_bytes"))
-        } else {
-            None
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,15 +216,6 @@ mod tests {
         let mounts =
             "tmpfs /dev/shm tmpfs rw 0 0\nhugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M 0 0\n";
         assert_eq!(hugetlbfs_mounts(mounts).collect::<Vec<_>>(), [PathBuf::from("/mnt/huge")]);
-    }
-
-    #[test]
-    fn both_generations_of_control_groups_are_understood() {
-        let v1: Vec<_> = memory_groups("9:name=systemd:/\n4:cpu,memory:/a/b\n").collect();
-        assert_eq!(v1[0].1, "/a/b");
-        assert_eq!(v1[0].2, "memory.limit_in_bytes");
-        let v2: Vec<_> = memory_groups("0::/user.slice\n").collect();
-        assert_eq!((v2[0].1, v2[0].2), ("/user.slice", "memory.max"));
     }
 
     #[test]
