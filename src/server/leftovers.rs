@@ -105,11 +105,7 @@ impl Node {
     /// when nobody has, or will have, a newer one.
     async fn settle_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
-        // Whoever asks meanwhile waits, or this node does: see `Node::make`.
-        self.creating.borrow_mut().insert(name.clone());
-        let settled = self.try_settle(name).await;
-        self.creating.borrow_mut().remove(name);
-        settled
+        self.while_creating(name, self.try_settle(name)).await
     }
 
     async fn try_settle(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {

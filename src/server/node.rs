@@ -239,6 +239,15 @@ impl Node {
         lock.lock_owned().await
     }
 
+    /// Tells whoever asks meanwhile that a checkpoint of this name is about to be here. Of two that
+    /// are about to have it each says so before it asks the other (rule H6).
+    pub(super) async fn while_creating<T>(&self, name: &Name, work: impl Future<Output = T>) -> T {
+        self.creating.borrow_mut().insert(name.clone());
+        let done = work.await;
+        self.creating.borrow_mut().remove(name);
+        done
+    }
+
     // Peers.
 
     pub(super) fn tell(&self, to: &Peer, message: &PeerMessage) {

@@ -87,7 +87,7 @@ impl Node {
                 let why = format!("{} is on its way to another node", wish.name);
                 return Err(Failure::new(FailureKind::Unavailable, why));
             }
-            self.move_here(wish, member, copy).await?;
+            self.while_creating(&wish.name, self.take_over(wish, member, copy)).await?;
             return self.open_here(wish).await;
         }
         if let Some(failure) = self.why_unowned(&wish.name, &here, &elsewhere) {
@@ -96,7 +96,7 @@ impl Node {
         if wish.existing {
             return Err(no_such(&wish.name));
         }
-        self.make(wish).await?;
+        self.while_creating(&wish.name, self.make(wish)).await?;
         self.open_here(wish).await
     }
 
@@ -212,41 +212,34 @@ impl Node {
         ))
     }
 
-    /// Makes a new checkpoint. Two nodes that make the same one at the same time see each other:
-    /// each says what it is about to do before it asks the others.
+    /// Makes a new checkpoint, unless somebody else has it or is about to.
     async fn make(self: &Rc<Self>, wish: &Wish) -> Result<(), Failure> {
         let (name, life) = (&wish.name, self.life.get());
-        self.creating.borrow_mut().insert(name.clone());
-        let made = async {
-            if self.locate(name).await?.iter().any(|(_, copy)| self.counts(copy)) {
-                // Both give way; the one that comes back first makes it.
-                let pause = Duration::from_millis(Self::draw() % 100);
-                tokio::time::sleep(pause).await;
-                let why = format!("{name} is being made on another node");
-                return Err(Failure::new(FailureKind::Unavailable, why));
-            }
-            let meta = Meta {
-                name: name.clone(),
-                identity: Identity { checkpoint: Self::draw(), generation: 1 },
-                layout: wish.layout,
-                epoch: self.epoch_after(0),
-                owner: wish.caller,
-                held: Held::Owned,
-                region: Self::draw(),
-                bytes: 0,
-                backing: Backing::default(),
-                successor: None,
-                ended: None,
-                taken_from: Vec::new(),
-            };
-            let stored = self.make_region(meta, None).await?;
-            self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
-            tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
-            self.serve(Owned::new(stored), life).await
+        if self.locate(name).await?.iter().any(|(_, copy)| self.counts(copy)) {
+            // Both give way; the one that comes back first makes it.
+            let pause = Duration::from_millis(Self::draw() % 100);
+            tokio::time::sleep(pause).await;
+            let why = format!("{name} is being made on another node");
+            return Err(Failure::new(FailureKind::Unavailable, why));
         }
-        .await;
-        self.creating.borrow_mut().remove(name);
-        made
+        let meta = Meta {
+            name: name.clone(),
+            identity: Identity { checkpoint: Self::draw(), generation: 1 },
+            layout: wish.layout,
+            epoch: self.epoch_after(0),
+            owner: wish.caller,
+            held: Held::Owned,
+            region: Self::draw(),
+            bytes: 0,
+            backing: Backing::default(),
+            successor: None,
+            ended: None,
+            taken_from: Vec::new(),
+        };
+        let stored = self.make_region(meta, None).await?;
+        self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
+        tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
+        self.serve(Owned::new(stored), life).await
     }
 
     /// Attaches a client to a checkpoint that this node owns.

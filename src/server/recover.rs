@@ -426,11 +426,7 @@ impl Node {
             let why = "the ring has changed since that was decided, or will here";
             return Err(Failure::new(FailureKind::Unavailable, why));
         }
-        // Whoever asks meanwhile waits, or this node does: see `Node::make`.
-        self.creating.borrow_mut().insert(name.clone());
-        let adopted = self.try_adopt(owner, name, life).await;
-        self.creating.borrow_mut().remove(name);
-        adopted
+        self.while_creating(name, self.try_adopt(owner, name, life)).await
     }
 
     async fn try_adopt(

@@ -22,21 +22,8 @@ use crate::{
 };
 
 impl Node {
-    /// Takes a checkpoint over from another node. All the while this node says that it is making
-    /// it, so that nobody takes an older copy for the newest.
-    pub(super) async fn move_here(
-        self: &Rc<Self>,
-        wish: &Wish,
-        from: &Member,
-        copy: &Copy,
-    ) -> Result<(), Failure> {
-        self.creating.borrow_mut().insert(wish.name.clone());
-        let moved = self.take_over(wish, from, copy).await;
-        self.creating.borrow_mut().remove(&wish.name);
-        moved
-    }
-
-    async fn take_over(
+    /// Takes a checkpoint over from another node.
+    pub(super) async fn take_over(
         self: &Rc<Self>,
         wish: &Wish,
         from: &Member,
