@@ -30,6 +30,8 @@ mod status;
 pub mod store;
 mod suspicions;
 mod take_over;
+#[cfg(test)]
+mod tests;
 mod transports;
 
 use std::{

@@ -46,6 +46,7 @@ pub(super) struct Owned {
     pub(super) meta: Meta,
     pub(super) region: Region,
     pub(super) path: PathBuf,
+    /// None of an owned one: it is not served.
     pub(super) memory: Option<MemoryId>,
     /// Which attachment is the present one.
     pub(super) attachment: u64,

@@ -239,15 +239,20 @@ impl Node {
         let stored = self.make_region(meta, None).await?;
         self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
-        self.serve(Owned::new(stored), life).await
+        let served = self.serve(Owned::new(stored), life).await;
+        if served.is_err() && self.life.get() == life {
+            self.drop_owned(name).await; // nothing is in it
+        }
+        served
     }
 
     /// Attaches a client to a checkpoint that this node owns.
     async fn open_here(self: &Rc<Self>, wish: &Wish) -> Result<Attached, Failure> {
-        let (meta, path, damaged) = {
+        let (meta, path, damaged, served) = {
             let owned = self.owned.borrow();
             let owned = owned.get(&wish.name).ok_or_else(|| no_such(&wish.name))?;
-            (owned.meta.clone(), owned.path.clone(), owned.damaged.clone())
+            let served = owned.memory.is_some();
+            (owned.meta.clone(), owned.path.clone(), owned.damaged.clone(), served)
         };
         if !meta.owner.may_write(&wish.caller) {
             return Err(permission(&wish.name));
@@ -261,6 +266,13 @@ impl Node {
                     wish.name
                 ),
             ));
+        }
+        if !served {
+            let why = format!(
+                "{}: no transport takes its memory (the server's log says why); it is tried again",
+                wish.name
+            );
+            return Err(Failure::new(FailureKind::Unavailable, why));
         }
         let file = open_for_client(&path).map_err(|e| internal(&e))?;
         if file.is_none() && !wish.take_over {
@@ -338,19 +350,19 @@ impl Node {
         let Some(before) = self.owned.borrow_mut().remove(name) else {
             return Err(internal(&"the checkpoint went away"));
         };
-        match made {
-            Ok(stored) => {
-                self.synced_views.borrow_mut().remove(name);
-                let served = self.serve(Owned::new(stored), life).await;
-                self.remove_region(before.meta, before.path, before.region).await;
-                served
-            }
-            Err(failure) => {
-                // As it was, except that the old writer has to attach again.
-                self.serve(before, life).await?;
-                Err(failure)
-            }
+        let served = match made {
+            Ok(stored) => self.serve(Owned::new(stored), life).await,
+            Err(failure) => Err(failure),
+        };
+        if served.is_err() && self.life.get() == life {
+            // As it was, except that the old writer has to attach again.
+            self.drop_owned(name).await;
+            self.serve(before, life).await?;
+        } else {
+            self.synced_views.borrow_mut().remove(name);
+            self.remove_region(before.meta, before.path, before.region).await;
         }
+        served
     }
 
     /// Stops serving a checkpoint. A holder that answers nothing, and cannot be voted out either,

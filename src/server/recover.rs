@@ -484,10 +484,10 @@ impl Node {
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
         let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };
-        self.serve(adopted, life).await?;
-        // Only now: a mirror that could not be served is still one that a later try finds.
+        let served = self.serve(adopted, life).await;
+        // Only now: whoever asks meanwhile is told of one of the two.
         self.mirrors.borrow_mut().remove(&id);
-        Ok(false)
+        served.map(|()| false)
     }
 
     /// Whether a checkpoint of `owner` that this node took up has all its copies, or is not here any
@@ -587,7 +587,8 @@ impl Node {
     }
 
     /// Hands an owned checkpoint to the data plane, if this is still the life of the node in which
-    /// the operation began. Else it is kept as a copy that somebody else has taken over.
+    /// the operation began. Else it is kept as a copy that somebody else has taken over. Also one whose
+    /// memory no transport takes is kept, and tried again (`server/leftovers.rs`).
     pub(super) async fn serve(&self, mut owned: Owned, life: u64) -> Result<(), Failure> {
         let name = owned.meta.name.clone();
         let (region, epoch) = (owned.region.clone(), owned.meta.epoch);
@@ -600,11 +601,15 @@ impl Node {
         let copies = usize::from(self.config.mirrors);
         let own = |reply| Command::Own { name: own_name, region, epoch, copies, newest, reply };
         let memory = self.data_plane.ask(own).await?;
-        owned.memory = Some(memory.map_err(|e| internal(&e))?);
+        let (memory, refused) = match memory {
+            Ok(memory) => (Some(memory), Ok(())),
+            Err(error) => (None, Err(internal(&error))),
+        };
+        owned.memory = memory;
         if self.life.get() == life {
             self.owned.borrow_mut().insert(name, owned);
             self.changed.notify_waiters();
-            return Ok(());
+            return refused;
         }
         owned.meta.held = Held::Superseded;
         let kept = self.store.write_meta(&owned.meta);

@@ -1,0 +1,255 @@
+//! One node in a ring of its own, whose memory and files fail when a test says so.
+
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    open::{Attached, Wish},
+    store::Owner,
+    *,
+};
+use crate::{
+    handover::Condition,
+    membership::Event,
+    protocol::{Failure, FailureKind},
+    region::{Region, layout::Layout, mapping::Mapping},
+    transport::{
+        Access, ConnId, ConnectError, Kind, MemoryError, MemoryId, PostError, Purpose, RemoteKey,
+        Terms, Transport, Work,
+    },
+};
+
+/// A transport with nobody at its other end.
+struct NoNetwork {
+    refuses: Arc<AtomicBool>,
+    made: AtomicU64,
+}
+
+impl Transport for NoNetwork {
+    fn kind(&self) -> Kind {
+        Kind::Fake
+    }
+
+    fn register(&mut self, _: Arc<Mapping>, _: Purpose) -> Result<MemoryId, MemoryError> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(MemoryError::System(io::ErrorKind::OutOfMemory.into()));
+        }
+        Ok(MemoryId(self.made.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    fn deregister(&mut self, _: MemoryId) -> Result<(), MemoryError> {
+        Ok(())
+    }
+
+    fn offer(&mut self) -> Result<(ConnId, Vec<u8>), ConnectError> {
+        Err(ConnectError::WrongState)
+    }
+
+    fn accept(&mut self, _: &[u8]) -> Result<(ConnId, Vec<u8>), ConnectError> {
+        Err(ConnectError::WrongState)
+    }
+
+    fn finish(&mut self, _: ConnId, _: &[u8], _: SocketAddr) -> Result<(), ConnectError> {
+        Err(ConnectError::WrongState)
+    }
+
+    fn close(&mut self, _: ConnId) {}
+
+    fn grant(
+        &mut self,
+        _: ConnId,
+        _: MemoryId,
+        _: Access,
+        _: Terms,
+    ) -> Result<RemoteKey, MemoryError> {
+        Err(MemoryError::NoConnection)
+    }
+
+    fn revoke(&mut self, _: RemoteKey) {}
+
+    fn post_write(&mut self, _: Work<'_>) -> Result<(), PostError> {
+        Err(PostError::NotConnected)
+    }
+
+    fn post_read(&mut self, _: Work<'_>) -> Result<(), PostError> {
+        Err(PostError::NotConnected)
+    }
+
+    fn poll(&mut self, _: &mut Vec<crate::transport::Event>) -> bool {
+        false
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn arm(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+struct Alone {
+    node: Rc<Node>,
+    refuses: Arc<AtomicBool>,
+    dir: PathBuf,
+    _home: tempfile::TempDir,
+}
+
+impl Alone {
+    fn start() -> Self {
+        let home = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (dir, boot) = (home.path().join("node"), BootId::current().unwrap());
+        let places = Places::prepare(&dir, "").unwrap();
+        let config = Config {
+            name: Name::new("a").unwrap(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            join: Vec::new(),
+            witness: false,
+            zone: None,
+            mirrors: 1,
+            leave_timeout: Duration::ZERO,
+            socket: home.path().join("sock"),
+            dir: dir.clone(),
+            memory_bytes: 64 << 20,
+            waiting: Waiting::default(),
+            membership: Timeouts::default(),
+            metrics: None,
+            key: None,
+            transport: Policy::Auto,
+            device: None,
+        };
+        let me = membership::member(&config, 1, SocketAddr::from(([127, 0, 0, 1], 1)));
+        let refuses = Arc::new(AtomicBool::new(false));
+        let transport = NoNetwork { refuses: refuses.clone(), made: AtomicU64::new(0) };
+        let (data_plane, _) = DataPlane::start(me.id.clone(), transport, config.waiting).unwrap();
+        let (machine, cluster) = (
+            Membership::found(config.membership, me.clone(), 1, membership::now()),
+            Rc::new(Cell::new(0)),
+        );
+        let state = StateFile::open(&dir.join(STATE_FILE), boot).unwrap();
+        let (peers, ..) = Peers::new(peers::Config {
+            me: Peer::from(&me),
+            cluster: cluster.clone(),
+            key: None,
+            data_magic: DATA_MAGIC,
+        });
+        let node = Node::new(Parts {
+            negotiation: Negotiation::new(config.transport, [Kind::Fake]),
+            config,
+            me,
+            data_plane,
+            peers,
+            store: Store::new(places),
+            membership: Shell::new(machine, state, None, Vec::new()),
+            cluster,
+            lineage: Lineage::open(&dir, boot),
+        });
+        node.membership_event(Event::Tick);
+        assert!(node.view().is_some(), "a ring of one");
+        Self { node, refuses, dir, _home: home }
+    }
+
+    /// From now on no transport takes memory, or it does again.
+    fn refuse_memory(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    async fn open(&self, capacity: u64, take_over: bool) -> Result<Attached, Failure> {
+        let uid = rustix::process::geteuid().as_raw();
+        let caller = Owner { uid, gid: 0, mode: 0o600 };
+        let layout = Layout::new(capacity, 2).unwrap();
+        let wish = Wish { name: name(), layout, caller, take_over, existing: false };
+        self.node.open(wish).await
+    }
+
+    fn region(&self) -> Region {
+        self.node.owned.borrow().get(&name()).expect("it is kept").region.clone()
+    }
+
+    /// Files of regions, and their descriptions.
+    fn files(&self) -> usize {
+        let files = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path());
+        let of_regions = |path: &PathBuf| {
+            path.extension().is_some_and(|ext| ext == "region" || ext == "meta" || ext == "tmp")
+        };
+        files.filter(of_regions).count()
+    }
+}
+
+fn name() -> Name {
+    Name::new("state").unwrap()
+}
+
+/// Commits what a service would.
+fn commit(region: &Region, version: u64) {
+    region.write_payload(0, 0, b"state").unwrap();
+    // SAFETY: the test is the region's only user.
+    unsafe { region.rehash(0, crate::commit::Extent { start: 0, end: 5 }, 5) };
+    // SAFETY: as above.
+    unsafe { region.publish(0, 1, version, 5) };
+}
+
+fn run(test: impl AsyncFnOnce(&Alone)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let alone = Alone::start();
+        test(&alone).await;
+        alone.node.data_plane.stop();
+    });
+}
+
+#[test]
+fn what_no_transport_takes_is_kept_and_served_as_soon_as_one_does() {
+    run(async |alone| {
+        drop(alone.open(100, false).await.unwrap());
+        commit(&alone.region(), 7);
+        let (gone, condition) = (name(), Condition::Fenced);
+        alone.node.disown(gone, condition).await.unwrap();
+        alone.refuse_memory(true);
+        let owned = alone.node.owned.borrow_mut().remove(&name()).unwrap();
+        let refused = alone.node.serve(owned, 0).await.unwrap_err();
+        assert!(refused.message.contains("registering memory"), "{refused}");
+        assert!(alone.node.owns(&name()), "the name is not free");
+        alone.node.look_after_leftovers().await;
+        assert_eq!(alone.region().newest_valid().unwrap().record.sequence, 7);
+
+        alone.refuse_memory(false);
+        alone.node.look_after_leftovers().await;
+        alone.open(100, false).await.unwrap();
+        assert_eq!(alone.region().newest_valid().unwrap().record.sequence, 7);
+    });
+}
+
+#[test]
+fn a_new_region_that_no_transport_takes_is_not_put_in_place_of_the_old_one() {
+    run(async |alone| {
+        drop(alone.open(100, false).await.unwrap());
+        commit(&alone.region(), 7);
+        let (before, used) = (alone.files(), alone.node.memory_bytes.get());
+        alone.refuse_memory(true);
+        alone.open(100_000, true).await.map(drop).unwrap_err();
+        alone.refuse_memory(false);
+        assert_eq!((alone.files(), alone.node.memory_bytes.get()), (before, used));
+        alone.node.look_after_leftovers().await;
+        alone.open(100, true).await.unwrap();
+        assert_eq!(alone.region().newest_valid().unwrap().record.sequence, 7);
+        assert_eq!(alone.region().layout().capacity(), 100);
+    });
+}
+
+#[test]
+fn what_cannot_be_made_leaves_no_checkpoint_behind() {
+    run(async |alone| {
+        alone.refuse_memory(true);
+        let refused = alone.open(100, false).await.map(drop).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::Internal, "{refused}");
+        assert!(!alone.node.owns(&name()));
+        assert_eq!((alone.files(), alone.node.memory_bytes.get()), (0, 0));
+    });
+}
