@@ -359,7 +359,6 @@ impl Node {
             self.drop_owned(name).await;
             self.serve(before, life).await?;
         } else {
-            self.synced_views.borrow_mut().remove(name);
             self.remove_region(before.meta, before.path, before.region).await;
         }
         served

@@ -591,6 +591,8 @@ impl Node {
     /// memory no transport takes is kept, and tried again (`server/leftovers.rs`).
     pub(super) async fn serve(&self, mut owned: Owned, life: u64) -> Result<(), Failure> {
         let name = owned.meta.name.clone();
+        // Of the ownership before: late news of that one may have come after its end.
+        self.synced_views.borrow_mut().remove(&name);
         let (region, epoch) = (owned.region.clone(), owned.meta.epoch);
         let newest = region.newest_by_record().map(|found| Committed {
             version: found.record.sequence,

@@ -253,3 +253,19 @@ fn what_cannot_be_made_leaves_no_checkpoint_behind() {
         assert_eq!((alone.files(), alone.node.memory_bytes.get()), (0, 0));
     });
 }
+
+#[test]
+fn news_of_a_former_ownership_does_not_count_for_the_next() {
+    run(async |alone| {
+        let node = &alone.node;
+        drop(alone.open(100, false).await.unwrap());
+        node.set_ended(&name(), &node.id()).unwrap();
+        node.disown(name(), Condition::Fenced).await.unwrap();
+        // The data plane said so before it heard of the eviction.
+        node.notice(data_plane::Notice::Synced { name: name(), holders: Vec::new(), view: 1 });
+        let mine = node.owned.borrow().get(&name()).unwrap().meta.clone();
+        node.go_on_with(mine, 0).await.unwrap();
+        assert!(node.owns(&name()));
+        assert_eq!(node.synced_views.borrow().get(&name()), None);
+    });
+}
