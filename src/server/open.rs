@@ -222,22 +222,11 @@ impl Node {
             let why = format!("{name} is being made on another node");
             return Err(Failure::new(FailureKind::Unavailable, why));
         }
-        let meta = Meta {
-            name: name.clone(),
-            identity: Identity { checkpoint: Self::draw(), generation: 1 },
-            layout: wish.layout,
-            epoch: self.epoch_after(0),
-            owner: wish.caller,
-            held: Held::Owned,
-            region: Self::draw(),
-            bytes: 0,
-            backing: Backing::default(),
-            successor: None,
-            ended: None,
-            taken_from: Vec::new(),
-        };
-        let stored = self.make_region(meta, None).await?;
-        self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
+        let identity = Identity { checkpoint: Self::draw(), generation: 1 };
+        let (epoch, held, region) = (self.epoch_after(0), Held::Owned, Self::draw());
+        let (name_of, layout, owner) = (name.clone(), wish.layout, wish.caller);
+        let meta = Meta::new(name_of, identity, layout, epoch, owner, held, region);
+        let stored = self.describe_region(self.make_region(meta).await?).await?;
         tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
         let served = self.serve(Owned::new(stored), life).await;
         if served.is_err() && self.life.get() == life {
@@ -338,7 +327,10 @@ impl Node {
             region: Self::draw(),
             ..old.clone()
         };
-        let made = self.make_region(meta, Some((region, newest.map(|f| f.slot)))).await;
+        let made = match self.make_region(meta).await {
+            Ok(stored) => self.fill_region(stored, region, newest.map(|f| f.slot)).await,
+            Err(failure) => Err(failure),
+        };
         if self.life.get() != life {
             // Evicted meanwhile: the old region is superseded, the new one is nothing.
             if let Ok(stored) = made {

@@ -11,14 +11,14 @@ use std::{
 
 use super::{
     open::{Attached, Wish},
-    store::Owner,
+    store::{Meta, Owner},
     *,
 };
 use crate::{
     handover::Condition,
     membership::Event,
     protocol::{Failure, FailureKind},
-    region::{Region, layout::Layout, mapping::Mapping},
+    region::{Identity, Region, layout::Layout, mapping::Mapping},
     transport::{
         Access, ConnId, ConnectError, Kind, MemoryError, MemoryId, PostError, Purpose, RemoteKey,
         Terms, Transport, Work,
@@ -163,13 +163,29 @@ impl Alone {
     async fn open(&self, capacity: u64, take_over: bool) -> Result<Attached, Failure> {
         let uid = rustix::process::geteuid().as_raw();
         let caller = Owner { uid, gid: 0, mode: 0o600 };
-        let layout = Layout::new(capacity, 2).unwrap();
-        let wish = Wish { name: name(), layout, caller, take_over, existing: false };
+        let wish =
+            Wish { name: name(), layout: layout(capacity), caller, take_over, existing: false };
         self.node.open(wish).await
     }
 
     fn region(&self) -> Region {
         self.node.owned.borrow().get(&name()).expect("it is kept").region.clone()
+    }
+
+    /// A region of another node's, not described yet.
+    async fn mirror_region(&self) -> Stored {
+        let owner = Owner { uid: 0, gid: 0, mode: 0o600 };
+        let (identity, layout) = (Identity { checkpoint: 1, generation: 1 }, layout(100));
+        let held = Held::Mirror(other());
+        let meta = Meta::new(name(), identity, layout, 1, owner, held, Node::draw());
+        self.node.make_region(meta).await.unwrap()
+    }
+
+    /// No description of this region can be written, until what is returned is removed.
+    fn block_description(&self, meta: &Meta) -> PathBuf {
+        let path = self.dir.join(format!("{}.{:016x}.tmp", meta.name, meta.region));
+        fs::create_dir(&path).unwrap();
+        path
     }
 
     /// Files of regions, and their descriptions.
@@ -184,6 +200,14 @@ impl Alone {
 
 fn name() -> Name {
     Name::new("state").unwrap()
+}
+
+fn layout(capacity: u64) -> Layout {
+    Layout::new(capacity, 2).unwrap()
+}
+
+fn other() -> NodeId {
+    NodeId { name: Name::new("b").unwrap(), incarnation: 1 }
 }
 
 /// Commits what a service would.
@@ -267,5 +291,16 @@ fn news_of_a_former_ownership_does_not_count_for_the_next() {
         node.go_on_with(mine, 0).await.unwrap();
         assert!(node.owns(&name()));
         assert_eq!(node.synced_views.borrow().get(&name()), None);
+    });
+}
+
+#[test]
+fn a_region_without_a_description_does_not_stay() {
+    run(async |alone| {
+        let stored = alone.mirror_region().await;
+        let blocked = alone.block_description(&stored.meta);
+        alone.node.describe_region(stored).await.unwrap_err();
+        fs::remove_dir(blocked).unwrap();
+        assert_eq!((alone.files(), alone.node.memory_bytes.get()), (0, 0));
     });
 }
