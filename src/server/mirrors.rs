@@ -255,8 +255,8 @@ impl Node {
             let mut mirrors = self.mirrors.borrow_mut();
             let mirror = mirrors.get_mut(id).filter(|m| !m.fenced).ok_or_else(gone)?;
             if mirror.meta.epoch != epoch {
-                (mirror.meta.epoch, mirror.meta.successor) = (epoch, None);
-                self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
+                let meta = Meta { epoch, successor: None, ..mirror.meta.clone() };
+                self.describe_mirror(mirror, meta)?;
             }
             (mirror.region.clone(), mirror.key.take(), mirror.memory, mirror.meta.region)
         };
@@ -315,9 +315,16 @@ impl Node {
         let same = |meta: &Meta| (meta.identity.checkpoint, meta.epoch) == (checkpoint, epoch);
         let theirs = mirrors.iter_mut().filter(|((n, owner, _), _)| n == name && owner == from);
         for (_, mirror) in theirs.filter(|(_, m)| same(&m.meta)) {
-            mirror.meta.successor = Some(to.clone());
-            self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
+            let meta = Meta { successor: Some(to.clone()), ..mirror.meta.clone() };
+            self.describe_mirror(mirror, meta)?;
         }
+        Ok(())
+    }
+
+    /// On disk first. Nothing changed on error.
+    fn describe_mirror(&self, mirror: &mut Mirror, meta: Meta) -> Result<(), Failure> {
+        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
+        mirror.meta = meta;
         Ok(())
     }
 

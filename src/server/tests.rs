@@ -304,3 +304,21 @@ fn a_region_without_a_description_does_not_stay() {
         assert_eq!((alone.files(), alone.node.memory_bytes.get()), (0, 0));
     });
 }
+
+#[test]
+fn an_epoch_that_could_not_be_written_is_written_the_next_time() {
+    run(async |alone| {
+        let node = &alone.node;
+        let Stored { meta, region, path } =
+            node.describe_region(alone.mirror_region().await).await.unwrap();
+        let blocked = alone.block_description(&meta);
+        let id = (name(), other(), 1);
+        let mirror = Mirror { meta, region, path, memory: None, key: None, fenced: false };
+        node.mirrors.borrow_mut().insert(id.clone(), mirror);
+        node.grant_mirror(&id, 2, 1).await.map(drop).unwrap_err();
+        fs::remove_dir(blocked).unwrap();
+        // Nobody is connected, so nothing is granted. What is granted is on disk by then.
+        node.grant_mirror(&id, 2, 1).await.map(drop).unwrap_err();
+        assert_eq!(node.store.load().unwrap()[0].meta.epoch, 2);
+    });
+}
