@@ -313,11 +313,6 @@ impl Node {
         };
         let slots = old.layout.slots() as u32;
         let layout = Layout::new(capacity, slots).map_err(|e| invalid(&e))?;
-        // From here on nothing that the old writer commits is taken.
-        let (condition, gone) = (Condition::Fenced, name.clone());
-        self.disown(gone, condition).await?;
-        // By its record: the copy verifies it, and fails rather than fall back to an older one.
-        let newest = region.newest_by_record();
         let generation = old.identity.generation + 1;
         let meta = Meta {
             identity: Identity { checkpoint: old.identity.checkpoint, generation },
@@ -327,10 +322,16 @@ impl Node {
             region: Self::draw(),
             ..old.clone()
         };
-        let made = match self.make_region(meta).await {
-            Ok(stored) => self.fill_region(stored, region, newest.map(|f| f.slot)).await,
-            Err(failure) => Err(failure),
-        };
+        // First: where there is no room nothing happens to the old writer.
+        let empty = self.make_region(meta).await?;
+        // From here on nothing that the old writer commits is taken.
+        if let Err(failure) = self.disown(name.clone(), Condition::Fenced).await {
+            self.remove_region(empty.meta, empty.path, empty.region).await;
+            return Err(failure);
+        }
+        // By its record: the copy verifies it, and fails rather than fall back to an older one.
+        let newest = region.newest_by_record();
+        let made = self.fill_region(empty, region, newest.map(|f| f.slot)).await;
         if self.life.get() != life {
             // Evicted meanwhile: the old region is superseded, the new one is nothing.
             if let Ok(stored) = made {

@@ -322,3 +322,15 @@ fn an_epoch_that_could_not_be_written_is_written_the_next_time() {
         assert_eq!(node.store.load().unwrap()[0].meta.epoch, 2);
     });
 }
+
+#[test]
+fn a_writer_goes_on_when_there_is_no_room_to_take_over_from_it() {
+    run(async |alone| {
+        let writer = alone.open(100, false).await.unwrap();
+        let refused = alone.open(200 << 20, true).await.map(drop).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::NoSpace, "{refused}");
+        let reports = alone.node.data_plane.ask(|reply| data_plane::Command::Report { reply });
+        assert!(reports.await.unwrap()[0].attached);
+        drop(writer);
+    });
+}
