@@ -158,3 +158,17 @@ fn what_was_made_anew_meanwhile_keeps_the_name() {
         other => Err(other.to_owned()),
     });
 }
+
+#[test]
+fn a_server_that_cannot_go_on_says_so_by_its_exit_status() {
+    let mut servers = ring(&["a", "b", "c"]);
+    let dir = servers[2].dir.clone();
+    servers[2].pause();
+    servers[0].wait("two", |status| members(status, 2));
+    // It cannot note that it was evicted.
+    fs::rename(&dir, dir.with_extension("away")).unwrap();
+    servers[2].resume();
+    assert_eq!(servers[2].ended().code(), Some(1));
+    let log = servers[2].log();
+    assert!(log.contains("ringkeep: this node was evicted, and that cannot be noted"), "{log}");
+}

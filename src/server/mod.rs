@@ -153,7 +153,7 @@ pub enum ServeError {
          vote with"
     )]
     WitnessAlone,
-    /// The ring does not take this node in.
+    /// The ring does not take this node in, or the server cannot go on.
     #[error("{0}")]
     Refused(String),
 }
@@ -442,8 +442,7 @@ impl Node {
             self.notice(notice);
         }
         if !self.stopping.get() {
-            *self.failure.borrow_mut() = Some("the data plane has stopped".to_owned());
-            self.stop();
+            self.stop_because(data_plane::Stopped);
         }
     }
 
