@@ -8,6 +8,7 @@
 mod copies;
 pub mod data_plane;
 mod failures;
+mod fenced;
 mod fetch;
 mod holders;
 mod leave;
