@@ -234,7 +234,7 @@ impl Node {
         view: u64,
         progress: &mut Progress,
     ) -> Result<Adoptions, Failure> {
-        let mut all = Adoptions { protected: true, kept_back: false };
+        let (mut all, mut failed) = (Adoptions { protected: true, kept_back: false }, None);
         for (name, member) in homes {
             match self.adopt_at(&member, owner, &name, view).await {
                 Ok(protected) => {
@@ -248,10 +248,11 @@ impl Node {
                     }
                     all.kept_back = true;
                 }
-                Err(failure) => return Err(failure),
+                // One that has to wait, on a node without room perhaps, holds up no other.
+                Err(failure) => failed = failed.or(Some(failure)),
             }
         }
-        Ok(all)
+        failed.map_or(Ok(all), Err)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.

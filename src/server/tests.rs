@@ -10,7 +10,9 @@ use std::{
 };
 
 use super::{
+    node::MirrorId,
     open::{Attached, Wish},
+    recover::Progress,
     store::{Meta, Owner},
     *,
 };
@@ -172,13 +174,27 @@ impl Alone {
         self.node.owned.borrow().get(&name()).expect("it is kept").region.clone()
     }
 
-    /// A region of another node's, not described yet.
-    async fn mirror_region(&self) -> Stored {
+    /// Another node's mirror.
+    async fn mirror(&self, name: Name) -> MirrorId {
+        let stored = self.mirror_region(name.clone()).await;
+        let Stored { meta, region, path } = self.node.describe_region(stored).await.unwrap();
+        let id = (name, other(), 1);
+        let mirror = Mirror { meta, region, path, memory: None, key: None, fenced: false };
+        self.node.mirrors.borrow_mut().insert(id.clone(), mirror);
+        id
+    }
+
+    /// What it lies in, not described yet.
+    async fn mirror_region(&self, name: Name) -> Stored {
         let owner = Owner { uid: 0, gid: 0, mode: 0o600 };
         let (identity, layout) = (Identity { checkpoint: 1, generation: 1 }, layout(100));
         let held = Held::Mirror(other());
-        let meta = Meta::new(name(), identity, layout, 1, owner, held, Node::draw());
+        let meta = Meta::new(name, identity, layout, 1, owner, held, Node::draw());
         self.node.make_region(meta).await.unwrap()
+    }
+
+    fn block_mirror(&self, id: &MirrorId) -> PathBuf {
+        self.block_description(&self.node.mirrors.borrow()[id].meta)
     }
 
     /// No description of this region can be written, until what is returned is removed.
@@ -297,7 +313,7 @@ fn news_of_a_former_ownership_does_not_count_for_the_next() {
 #[test]
 fn a_region_without_a_description_does_not_stay() {
     run(async |alone| {
-        let stored = alone.mirror_region().await;
+        let stored = alone.mirror_region(name()).await;
         let blocked = alone.block_description(&stored.meta);
         alone.node.describe_region(stored).await.unwrap_err();
         fs::remove_dir(blocked).unwrap();
@@ -309,12 +325,8 @@ fn a_region_without_a_description_does_not_stay() {
 fn an_epoch_that_could_not_be_written_is_written_the_next_time() {
     run(async |alone| {
         let node = &alone.node;
-        let Stored { meta, region, path } =
-            node.describe_region(alone.mirror_region().await).await.unwrap();
-        let blocked = alone.block_description(&meta);
-        let id = (name(), other(), 1);
-        let mirror = Mirror { meta, region, path, memory: None, key: None, fenced: false };
-        node.mirrors.borrow_mut().insert(id.clone(), mirror);
+        let id = alone.mirror(name()).await;
+        let blocked = alone.block_mirror(&id);
         node.grant_mirror(&id, 2, 1).await.map(drop).unwrap_err();
         fs::remove_dir(blocked).unwrap();
         // Nobody is connected, so nothing is granted. What is granted is on disk by then.
@@ -332,5 +344,28 @@ fn a_writer_goes_on_when_there_is_no_room_to_take_over_from_it() {
         let reports = alone.node.data_plane.ask(|reply| data_plane::Command::Report { reply });
         assert!(reports.await.unwrap()[0].attached);
         drop(writer);
+    });
+}
+
+#[test]
+fn one_that_cannot_be_adopted_holds_up_no_other() {
+    run(async |alone| {
+        let node = &alone.node;
+        let names = ["first", "second"].map(|name| Name::new(name).unwrap());
+        let first = alone.mirror(names[0].clone()).await;
+        alone.mirror(names[1].clone()).await;
+        let blocked = alone.block_mirror(&first);
+        let mut progress = Progress::default();
+        let mut adopt = async || {
+            let at = node.me.borrow().clone();
+            let homes = names.iter().map(|name| (name.clone(), at.clone())).collect();
+            let view = node.view().unwrap().number;
+            node.adopt_all(&other(), homes, view, &mut progress).await
+        };
+        assert!(adopt().await.is_err(), "it is tried again");
+        assert!(!node.owns(&names[0]) && node.owns(&names[1]));
+        fs::remove_dir(blocked).unwrap();
+        assert!(adopt().await.is_ok());
+        assert!(node.owns(&names[0]));
     });
 }

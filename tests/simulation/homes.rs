@@ -151,11 +151,19 @@ impl Server {
                 }
             }
         }
-        let mut protected = true;
+        let (mut protected, mut failed) = (true, None);
         for (name, member) in homes {
-            protected &= self.adopt_at(&member, owner, &name, view.number).await?;
-            // What was decided and not done is decided anew.
-            adopted.insert(name, member);
+            match self.adopt_at(&member, owner, &name, view.number).await {
+                Ok(its) => {
+                    protected &= its;
+                    // What was decided and not done is decided anew.
+                    adopted.insert(name, member);
+                }
+                Err(failure) => failed = Some(failure),
+            }
+        }
+        if let Some(failure) = failed {
+            return Err(failure);
         }
         // Runs of which nobody can tell may have had checkpoints that nobody else has, but for the
         // owner itself.
