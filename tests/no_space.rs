@@ -17,7 +17,10 @@ use common::{
     get, members, name, owned,
     servers::{Mounts, Server},
 };
-use ringkeep::{Client, Durability, Options, protocol::RingState};
+use ringkeep::{
+    Client, Durability, Options,
+    protocol::{FailureKind, RingState},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -78,12 +81,18 @@ fn a_full_tmpfs_refuses_by_name_and_keeps_what_is_there() {
     }
     assert_eq!(files(mounts.path(&server.dir)), before, "nothing is left behind");
     assert_eq!(server.status().unwrap().memory_bytes, used);
-    // To the last page: many small ones, until none fits any more.
+    // Many small ones, until none fits any more.
     let client = server.client();
     let more: Vec<_> = (0..1_000)
         .map_while(|i| client.open(&format!("more-{i}"), Options::capacity(100)).ok())
         .collect();
     assert!(!more.is_empty() && more.len() < 1_000);
+    let last = client.open("last", Options::capacity(100)).map(drop).unwrap_err();
+    assert_eq!(last.kind(), Some(FailureKind::NoSpace), "{last}");
+    // Regions leave room for what the server has to note: an eviction, what it takes up.
+    let note = mounts.path(&server.dir).join("note");
+    fs::write(&note, vec![0; MIB as usize / 2]).unwrap();
+    fs::remove_file(note).unwrap();
     assert_eq!(small.save(&vec![8; MIB as usize], Durability::Local).unwrap(), 2);
     assert_eq!(get(&client, "small"), (2, vec![8; MIB as usize]));
     // Room that is made is room that is had.

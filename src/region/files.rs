@@ -26,6 +26,10 @@ use super::{
 /// Smaller regions lie in ordinary pages: a huge page would be mostly waste.
 const HUGE_REGION_BYTES_MIN: u64 = 1 << 20;
 
+/// Left in the node's directory for what the server notes there: each note is a new file before it
+/// takes the place of the old one, and without a page for it nothing is adopted, given up or fenced.
+const NOTES_BYTES: u64 = 1 << 20;
+
 /// Which kind of memory a region's file lies in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -170,26 +174,44 @@ fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<New
         .mode(0o600)
         .open(&path)
         .map_err(system)?;
-    let available = || fstatfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_bsize as u64);
+    let notes = if backing == Backing::Hugetlbfs { 0 } else { NOTES_BYTES };
+    let reserved = fill(&file, bytes, notes, backing);
+    reserved.map(|backing| NewFile { file, path: path.clone(), bytes, backing }).map_err(|failed| {
+        // The file is new and ours; if it cannot be unlinked the reservation error still counts.
+        let _ = fs::remove_file(&path);
+        match failed {
+            (Errno::NOSPC | Errno::NOMEM | Errno::FBIG, available) => {
+                let place = path.parent().unwrap_or(&path).display().to_string();
+                CreateError::NoSpace { wanted: bytes, available, place }
+            }
+            (other, _) => system(other.into()),
+        }
+    })
+}
+
+/// Puts memory behind a new file, and leaves `notes` bytes of its file system to others. On error, also
+/// how many bytes could be had.
+fn fill(file: &File, bytes: u64, notes: u64, backing: Backing) -> Result<Backing, (Errno, u64)> {
+    let left = || left_beside(file).saturating_sub(notes);
+    if bytes > left() {
+        return Err((Errno::NOSPC, left()));
+    }
     let backing = match backing {
-        Backing::Transparent if bytes > available() || !joined(&file, bytes) => Backing::Tmpfs,
+        Backing::Transparent if !joined(file, bytes) => Backing::Tmpfs,
         other => other,
     };
     // It takes what is not in place yet.
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        Ok(()) => Ok(NewFile { file, path, bytes, backing }),
-        Err(errno) => {
-            let available = available();
-            // The file is new and ours; if it cannot be unlinked the reservation error still counts.
-            let _ = fs::remove_file(&path);
-            match errno {
-                Errno::NOSPC | Errno::NOMEM | Errno::FBIG => {
-                    let place = path.parent().unwrap_or(&path).display().to_string();
-                    Err(CreateError::NoSpace { wanted: bytes, available, place })
-                }
-                other => Err(system(other.into())),
-            }
-        }
+    fallocate(file, FallocateFlags::empty(), 0, bytes).map_err(|errno| (errno, left()))?;
+    // Another one may have been made meanwhile.
+    if left_beside(file) < notes { Err((Errno::NOSPC, 0)) } else { Ok(backing) }
+}
+
+/// Bytes that a file's file system can still take; a tmpfs may be without a limit.
+fn left_beside(file: &File) -> u64 {
+    match fstatfs(file) {
+        Ok(fs) if fs.f_blocks == 0 => u64::MAX,
+        Ok(fs) => fs.f_bavail * fs.f_bsize as u64,
+        Err(_) => 0,
     }
 }
 
