@@ -227,9 +227,12 @@ impl Node {
         .await;
         let stored = made.map_err(|e| store_failure(&e))?;
         self.memory_bytes.set(self.memory_bytes.get() + stored.meta.bytes);
-        self.drop_owned(name).await;
-        tracing::info!(checkpoint = %name, version, "restored");
-        self.serve(Owned::new(stored), life).await
+        self.while_creating(name, async {
+            self.drop_owned(name).await;
+            tracing::info!(checkpoint = %name, version, "restored");
+            self.serve(Owned::new(stored), life).await
+        })
+        .await
     }
 }
 

@@ -290,7 +290,7 @@ impl Node {
             file => {
                 drop(file);
                 let capacity = wish.layout.capacity().max(meta.layout.capacity());
-                self.rehome(&wish.name, capacity).await?;
+                self.while_creating(&wish.name, self.rehome(&wish.name, capacity)).await?;
                 let path = self.owned.borrow().get(&wish.name).map(|o| o.path.clone());
                 let path = path.ok_or_else(|| no_such(&wish.name))?;
                 let file = open_for_client(&path).map_err(|e| internal(&e))?;

@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::BorrowedFd,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -30,6 +30,8 @@ use crate::{
 /// A transport with nobody at its other end.
 struct NoNetwork {
     refuses: Arc<AtomicBool>,
+    /// While somebody has it, registering memory takes longer.
+    gate: Arc<Mutex<()>>,
     made: AtomicU64,
 }
 
@@ -39,6 +41,7 @@ impl Transport for NoNetwork {
     }
 
     fn register(&mut self, _: Arc<Mapping>, _: Purpose) -> Result<MemoryId, MemoryError> {
+        drop(self.gate.lock());
         if self.refuses.load(Ordering::Relaxed) {
             return Err(MemoryError::System(io::ErrorKind::OutOfMemory.into()));
         }
@@ -99,6 +102,7 @@ impl Transport for NoNetwork {
 struct Alone {
     node: Rc<Node>,
     refuses: Arc<AtomicBool>,
+    gate: Arc<Mutex<()>>,
     dir: PathBuf,
     _home: tempfile::TempDir,
 }
@@ -128,7 +132,8 @@ impl Alone {
         };
         let me = membership::member(&config, 1, SocketAddr::from(([127, 0, 0, 1], 1)));
         let refuses = Arc::new(AtomicBool::new(false));
-        let transport = NoNetwork { refuses: refuses.clone(), made: AtomicU64::new(0) };
+        let (gate, made) = (Arc::new(Mutex::new(())), AtomicU64::new(0));
+        let transport = NoNetwork { refuses: refuses.clone(), gate: gate.clone(), made };
         let (data_plane, _) = DataPlane::start(me.id.clone(), transport, config.waiting).unwrap();
         let (machine, cluster) = (
             Membership::found(config.membership, me.clone(), 1, membership::now()),
@@ -154,7 +159,7 @@ impl Alone {
         });
         node.membership_event(Event::Tick);
         assert!(node.view().is_some(), "a ring of one");
-        Self { node, refuses, dir, _home: home }
+        Self { node, refuses, gate, dir, _home: home }
     }
 
     /// From now on no transport takes memory, or it does again.
@@ -367,5 +372,23 @@ fn one_that_cannot_be_adopted_holds_up_no_other() {
         fs::remove_dir(blocked).unwrap();
         assert!(adopt().await.is_ok());
         assert!(node.owns(&names[0]));
+    });
+}
+
+#[test]
+fn a_name_is_not_free_while_its_region_is_replaced() {
+    run(async |alone| {
+        drop(alone.open(100, false).await.unwrap());
+        let closed = alone.gate.lock().unwrap();
+        let look = async {
+            while alone.node.owned.borrow().contains_key(&name()) {
+                tokio::task::yield_now().await;
+            }
+            // The old one is taken out, and the new one is not served yet.
+            assert!(!alone.node.located(&name()).is_empty());
+            drop(closed);
+        };
+        let (opened, ()) = tokio::join!(alone.open(100_000, true), look);
+        assert!(opened.is_ok());
     });
 }
