@@ -4,13 +4,23 @@
 
 mod common;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Barrier,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use common::{
-    get, members, owned,
+    get, members, name, owned,
     servers::{Mounts, Server},
 };
-use ringkeep::{Client, Durability, Options, protocol::RingState};
+use ringkeep::{
+    Client, Durability, Options,
+    protocol::{FailureKind, RingState},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -71,12 +81,18 @@ fn a_full_tmpfs_refuses_by_name_and_keeps_what_is_there() {
     }
     assert_eq!(files(mounts.path(&server.dir)), before, "nothing is left behind");
     assert_eq!(server.status().unwrap().memory_bytes, used);
-    // To the last page: many small ones, until none fits any more.
+    // Many small ones, until none fits any more.
     let client = server.client();
     let more: Vec<_> = (0..1_000)
         .map_while(|i| client.open(&format!("more-{i}"), Options::capacity(100)).ok())
         .collect();
     assert!(!more.is_empty() && more.len() < 1_000);
+    let last = client.open("last", Options::capacity(100)).map(drop).unwrap_err();
+    assert_eq!(last.kind(), Some(FailureKind::NoSpace), "{last}");
+    // Regions leave room for what the server has to note: an eviction, what it takes up.
+    let note = mounts.path(&server.dir).join("note");
+    fs::write(&note, vec![0; MIB as usize / 2]).unwrap();
+    fs::remove_file(note).unwrap();
     assert_eq!(small.save(&vec![8; MIB as usize], Durability::Local).unwrap(), 2);
     assert_eq!(get(&client, "small"), (2, vec![8; MIB as usize]));
     // Room that is made is room that is had.
@@ -233,7 +249,9 @@ struct Group(PathBuf);
 
 impl Group {
     fn make(bytes: u64) -> Option<Self> {
-        let name = format!("ringkeep-test-{}", std::process::id());
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ringkeep-test-{}-{number}", std::process::id());
         for (base, limit) in
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
         {
@@ -260,19 +278,26 @@ impl Drop for Group {
     }
 }
 
+/// A server in a group of its own with so many MiB, which goes after it.
+fn in_group(mib: u64) -> Option<(Group, Server)> {
+    let Some(group) = Group::make(mib * MIB) else {
+        eprintln!("no control group for memory can be made here; not tried");
+        return None;
+    };
+    let memory = format!("{}m", mib - 1);
+    let mut server = Server::new("a", &["--listen", "127.0.0.1:0", "--memory", &memory]);
+    let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.0.display());
+    server.inside = ["sh", "-c", &enter, "sh"].map(str::to_owned).to_vec();
+    server.start();
+    Some((group, server))
+}
+
 #[test]
 fn the_containers_limit_refuses_instead_of_killing() {
     if !root() {
         return;
     }
-    let Some(group) = Group::make(128 * MIB) else {
-        eprintln!("no control group for memory can be made here; not tried");
-        return;
-    };
-    let mut server = Server::new("a", &["--listen", "127.0.0.1:0", "--memory", "127m"]);
-    let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.0.display());
-    server.inside = ["sh", "-c", &enter, "sh"].map(str::to_owned).to_vec();
-    server.start();
+    let Some((_group, mut server)) = in_group(128) else { return };
     let mut small = keep(&server.client(), "small", MIB);
     let before = files(server.dir.clone());
     let failure = server.client().open("large", Options::capacity(48 * MIB)).map(drop);
@@ -289,5 +314,32 @@ fn the_containers_limit_refuses_instead_of_killing() {
     assert_eq!(get(&client, "small"), (2, b"goes on".to_vec()));
     assert!(server.child.as_mut().unwrap().try_wait().unwrap().is_none(), "it lives");
     assert!(before.iter().all(|f| server.dir.join(f).exists()));
-    drop(server);
+}
+
+#[test]
+fn copies_that_fit_one_by_one_and_not_together_are_not_made_together() {
+    if !root() {
+        return;
+    }
+    // Two slots of 16 MiB, and what is left to others: room for two more copies or three.
+    let Some((_group, mut server)) = in_group(128) else { return };
+    drop(keep(&server.client(), "large", 16 * MIB));
+    let (client, large, begin) = (server.client(), name("large"), Barrier::new(8));
+    let copies: Vec<_> = std::thread::scope(|scope| {
+        let get = || {
+            begin.wait();
+            client.get(&large, None)
+        };
+        let gets: Vec<_> = (0..8).map(|_| scope.spawn(get)).collect();
+        gets.into_iter().map(|get| get.join().unwrap()).collect()
+    });
+    assert!(server.child.as_mut().unwrap().try_wait().unwrap().is_none(), "it lives");
+    let refused: Vec<_> = copies.iter().filter_map(|copy| copy.as_ref().err()).collect();
+    for failure in &refused {
+        assert!(failure.to_string().contains("no space"), "{failure}");
+    }
+    assert!((5..8).contains(&refused.len()), "{refused:?}");
+    // Nothing stays promised.
+    drop(copies);
+    assert_eq!(get(&client, "large").1.len() as u64, 16 * MIB);
 }

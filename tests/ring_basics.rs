@@ -9,16 +9,20 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use common::{
-    RINGKEEP, Ring, command, get, in_sync, members, name, owned, payload::Random, refused,
+    RINGKEEP, Ring, command, get, in_sync, members, name, owned, payload::Random, poll, refused,
     servers::Server,
 };
 use ringkeep::{
     Client, Durability, OpenError, Options,
-    client::{CommitError, OwnershipError, WriteError},
+    client::{CommitError, OwnershipError, RequestError, WriteError},
     protocol::FailureKind,
     transport::Kind,
 };
@@ -413,4 +417,39 @@ fn whatever_is_written_where_every_version_is_whole_on_both_nodes() {
             assert!(common::bytes_of(fetched) == state, "round {round}");
         }
     }
+}
+
+#[test]
+fn a_version_that_is_overwritten_while_another_node_reads_it_is_none_any_more() {
+    let ring = Ring::start(3);
+    let bytes = 4 << 20;
+    let mut checkpoint = ring.client(0).open("state", Options::capacity(bytes)).unwrap();
+    let newest = Arc::new(AtomicU64::new(0));
+    let committed = newest.clone();
+    // It ends with this test.
+    std::thread::spawn(move || {
+        checkpoint.save(&vec![7; bytes as usize], Durability::Local).unwrap();
+        // More often than a mirror gets one, and so long apart that the version before is found.
+        while let Ok(version) = checkpoint.commit(Durability::Local) {
+            committed.store(version, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_micros(300));
+            checkpoint.write_at(bytes - 8, &version.to_le_bytes()).unwrap();
+        }
+    });
+    poll("some versions", || match newest.load(Ordering::Relaxed) {
+        version if version > 2 => Ok(()),
+        version => Err(version.to_string()),
+    });
+    let (reader, state, mut gone) = (ring.client(1), name("state"), 0);
+    for _ in 0..60 {
+        // The second newest is the next to be overwritten.
+        match reader.get(&state, Some(newest.load(Ordering::Relaxed) - 1)) {
+            Err(RequestError::Refused(failure)) => {
+                assert_eq!(failure.kind, FailureKind::NoSuchCheckpoint, "{failure}");
+                gone += 1;
+            }
+            other => drop(other.unwrap()),
+        }
+    }
+    assert!(gone > 0);
 }

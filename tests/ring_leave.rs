@@ -3,14 +3,21 @@
 
 mod common;
 
-use std::process::ExitStatus;
+use std::{
+    process::ExitStatus,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use common::{
     Ring, get, in_sync, payload, poll,
     servers::Server,
     writer::{self, Writer},
 };
-use ringkeep::{demo::ring::RingError, protocol::RingState};
+use ringkeep::{Durability, Options, demo::ring::RingError, protocol::RingState};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SEED: u64 = 0x1eaf;
@@ -180,6 +187,32 @@ fn a_node_that_is_out_does_not_wait_for_ever_for_those_who_stay_to_know_it() {
         let view = status.view.as_ref();
         view.is_some_and(|view| view.members.iter().all(|member| member.as_str() != "a"))
     });
+}
+
+#[test]
+fn a_service_that_goes_on_committing_locally_holds_nobody_up() {
+    let (mut leaver, others) = started(&["--leave-timeout", "5s"]);
+    let mut checkpoint = leaver.client().open("state", Options::capacity(100)).unwrap();
+    let last = checkpoint.save(b"with two copies", Durability::Mirrored).unwrap();
+    let committed = Arc::new(AtomicU64::new(last));
+    let newest = committed.clone();
+    // It ends with this test. What it commits while its server leaves is for the next one to take, or
+    // lost: it was told nothing else.
+    std::thread::spawn(move || {
+        while let Ok(version) = checkpoint.save(b"locally", Durability::Local) {
+            newest.store(version, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1)); // several between two looks of the leaver
+        }
+    });
+    poll("some commits", || match committed.load(Ordering::Relaxed) {
+        version if version > last + 10 => Ok(()),
+        version => Err(version.to_string()),
+    });
+    leaver.terminate();
+    assert!(leaver.ended().success());
+    let log = leaver.log();
+    assert!(!log.contains("not everything could be handed over"), "{log}");
+    assert!(get(&others[0].client(), "state").0 > last);
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{in_sync, members, servers::Server};
+use common::{in_sync, members, poll, servers::Server};
 
 const UNAVAILABLE: i32 = 1;
 const NOT_FOUND: i32 = 3;
@@ -110,4 +110,65 @@ fn an_evicted_owner_whose_mirror_was_lost_goes_on_with_its_own_memory() {
         assert_eq!(servers[server].ok(&["get", "state"]), "the only one");
     }
     servers[0].wait("its new mirror", |status| in_sync(status, "state"));
+}
+
+#[test]
+fn what_was_made_anew_meanwhile_keeps_the_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for version in ["old", "new", "newer"] {
+        fs::write(path(version), version).unwrap();
+    }
+    let mut servers = ring(&["a", "b", "c", "d", "e"]);
+
+    // The owner and the holder of its mirrors die together, and both keep their memory.
+    put(&servers[0], "state", &path("old"));
+    for gone in [0, 4] {
+        servers[gone].pause();
+    }
+    for gone in [0, 4] {
+        servers[gone].kill_9();
+    }
+    servers[1].wait("three", |status| members(status, 3));
+    put(&servers[2], "state", &path("new"));
+    for back in [4, 0] {
+        servers[back].start();
+        // Until it hears that it was evicted, it says what it said before.
+        poll("a new life", || {
+            let log = servers[back].log();
+            if log.contains("this node was evicted") { Ok(()) } else { Err(log) }
+        });
+        servers[back].wait("a view", |status| status.view.is_some());
+        poll("what becomes of the old one", || {
+            let logs: Vec<String> = servers.iter().map(Server::log).collect();
+            let decided = |log: &String| log.contains("adopted") || log.contains("kept back");
+            if logs.iter().any(decided) { Ok(()) } else { Err("undecided".to_owned()) }
+        });
+        for server in [1, 2, 4, back] {
+            assert_eq!(servers[server].ok(&["get", "state"]), "new", "from {server}");
+        }
+    }
+    put(&servers[2], "state", &path("newer"));
+    assert_eq!(servers[4].ok(&["get", "state"]), "newer");
+
+    // Kept back is not erased.
+    servers[1].ok(&["rm", "state"]);
+    poll("the old one", || match servers[1].ok(&["get", "state"]).as_str() {
+        "old" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+}
+
+#[test]
+fn a_server_that_cannot_go_on_says_so_by_its_exit_status() {
+    let mut servers = ring(&["a", "b", "c"]);
+    let dir = servers[2].dir.clone();
+    servers[2].pause();
+    servers[0].wait("two", |status| members(status, 2));
+    // It cannot note that it was evicted.
+    fs::rename(&dir, dir.with_extension("away")).unwrap();
+    servers[2].resume();
+    assert_eq!(servers[2].ended().code(), Some(1));
+    let log = servers[2].log();
+    assert!(log.contains("ringkeep: this node was evicted, and that cannot be noted"), "{log}");
 }

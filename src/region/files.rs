@@ -18,12 +18,17 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::transparent;
+use super::{
+    room::{NoRoom, Promise},
+    transparent,
+};
 
 /// Smaller regions lie in ordinary pages: a huge page would be mostly waste.
 const HUGE_REGION_BYTES_MIN: u64 = 1 << 20;
-/// Left to the rest of the container when a region is made.
-const HEADROOM_BYTES: u64 = 32 << 20;
+
+/// Left in the node's directory for what the server notes there: each note is a new file before it
+/// takes the place of the old one, and without a page for it nothing is adopted, given up or fenced.
+const NOTES_BYTES: u64 = 1 << 20;
 
 /// Which kind of memory a region's file lies in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -109,11 +114,10 @@ impl Places {
             return Ok(made);
         }
         let page = rustix::param::page_size() as u64;
-        let available = container_room().saturating_sub(HEADROOM_BYTES);
-        if bytes > available {
+        let _promise = Promise::new(bytes).map_err(|NoRoom { available }| {
             let place = "this container's memory limit".to_owned();
-            return Err(CreateError::NoSpace { wanted: bytes, available, place });
-        }
+            CreateError::NoSpace { wanted: bytes, available, place }
+        })?;
         let backing = if self.joins_pages { Backing::Transparent } else { Backing::Tmpfs };
         reserve(self.dir.join(file_name), bytes, page, backing)
     }
@@ -170,26 +174,44 @@ fn reserve(path: PathBuf, bytes: u64, page: u64, backing: Backing) -> Result<New
         .mode(0o600)
         .open(&path)
         .map_err(system)?;
-    let available = || fstatfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_bsize as u64);
+    let notes = if backing == Backing::Hugetlbfs { 0 } else { NOTES_BYTES };
+    let reserved = fill(&file, bytes, notes, backing);
+    reserved.map(|backing| NewFile { file, path: path.clone(), bytes, backing }).map_err(|failed| {
+        // The file is new and ours; if it cannot be unlinked the reservation error still counts.
+        let _ = fs::remove_file(&path);
+        match failed {
+            (Errno::NOSPC | Errno::NOMEM | Errno::FBIG, available) => {
+                let place = path.parent().unwrap_or(&path).display().to_string();
+                CreateError::NoSpace { wanted: bytes, available, place }
+            }
+            (other, _) => system(other.into()),
+        }
+    })
+}
+
+/// Puts memory behind a new file, and leaves `notes` bytes of its file system to others. On error, also
+/// how many bytes could be had.
+fn fill(file: &File, bytes: u64, notes: u64, backing: Backing) -> Result<Backing, (Errno, u64)> {
+    let left = || left_beside(file).saturating_sub(notes);
+    if bytes > left() {
+        return Err((Errno::NOSPC, left()));
+    }
     let backing = match backing {
-        Backing::Transparent if bytes > available() || !joined(&file, bytes) => Backing::Tmpfs,
+        Backing::Transparent if !joined(file, bytes) => Backing::Tmpfs,
         other => other,
     };
     // It takes what is not in place yet.
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        Ok(()) => Ok(NewFile { file, path, bytes, backing }),
-        Err(errno) => {
-            let available = available();
-            // The file is new and ours; if it cannot be unlinked the reservation error still counts.
-            let _ = fs::remove_file(&path);
-            match errno {
-                Errno::NOSPC | Errno::NOMEM | Errno::FBIG => {
-                    let place = path.parent().unwrap_or(&path).display().to_string();
-                    Err(CreateError::NoSpace { wanted: bytes, available, place })
-                }
-                other => Err(system(other.into())),
-            }
-        }
+    fallocate(file, FallocateFlags::empty(), 0, bytes).map_err(|errno| (errno, left()))?;
+    // Another one may have been made meanwhile.
+    if left_beside(file) < notes { Err((Errno::NOSPC, 0)) } else { Ok(backing) }
+}
+
+/// Bytes that a file's file system can still take; a tmpfs may be without a limit.
+fn left_beside(file: &File) -> u64 {
+    match fstatfs(file) {
+        Ok(fs) if fs.f_blocks == 0 => u64::MAX,
+        Ok(fs) => fs.f_bavail * fs.f_bsize as u64,
+        Err(_) => 0,
     }
 }
 
@@ -207,49 +229,6 @@ pub fn hugetlbfs_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// Bytes that a copy for a reader may take: what the container's limit leaves.
-pub fn room_for_copies() -> u64 {
-    container_room().saturating_sub(HEADROOM_BYTES)
-}
-
-/// Bytes that this process's control group may still take, `u64::MAX` when nothing limits it.
-fn container_room() -> u64 {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let number = |path: PathBuf| {
-        fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
-    };
-    let mut room = u64::MAX;
-    for (base, group, limit, usage) in memory_groups(&groups) {
-        // Every group on the way up limits too.
-        for dir in Path::new(group.trim_start_matches('/')).ancestors() {
-            let dir = Path::new(base).join(dir);
-            if let (Some(limit), Some(used)) = (number(dir.join(limit)), number(dir.join(usage))) {
-                room = room.min(limit.saturating_sub(used));
-            }
-        }
-    }
-    room
-}
-
-type MemoryGroup<'a> = (&'static str, &'a str, &'static str, &'static str);
-
-/// The memory control groups in the text of `/proc/self/cgroup`: mount, group, limit's and usage's
-/// file.
-fn memory_groups(text: &str) -> impl Iterator<Item = MemoryGroup<'_>> {
-    text.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
-        if controllers.is_empty() {
-            Some(("/sys/fs/cgroup", group, "memory.max", "memory.current"))
-        } else if controllers.split(',').any(|c| c == "memory") {
-            let base = "/sys/fs/cgroup/memory";
-            Some((base, group, "memory.limit_in_bytes", "memory.usage_in_bytes"))
-        } else {
-            None
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,15 +238,6 @@ mod tests {
         let mounts =
             "tmpfs /dev/shm tmpfs rw 0 0\nhugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M 0 0\n";
         assert_eq!(hugetlbfs_mounts(mounts).collect::<Vec<_>>(), [PathBuf::from("/mnt/huge")]);
-    }
-
-    #[test]
-    fn both_generations_of_control_groups_are_understood() {
-        let v1: Vec<_> = memory_groups("9:name=systemd:/\n4:cpu,memory:/a/b\n").collect();
-        assert_eq!(v1[0].1, "/a/b");
-        assert_eq!(v1[0].2, "memory.limit_in_bytes");
-        let v2: Vec<_> = memory_groups("0::/user.slice\n").collect();
-        assert_eq!((v2[0].1, v2[0].2), ("/user.slice", "memory.max"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod files;
 pub mod layout;
 pub mod mapping;
 mod mark;
+pub mod room;
 pub mod sigbus;
 mod streaming;
 mod table;

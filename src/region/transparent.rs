@@ -14,7 +14,7 @@ use std::{
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
-use super::mapping::Mapping;
+use super::{mapping::Mapping, room::Promise};
 
 /// Bytes of a huge page. Where the system's are larger, it joins nothing.
 pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
@@ -111,18 +111,23 @@ pub struct Filling {
     file: File,
     /// Huge pages lie behind what was filled, and a little further.
     joining: Option<Joining>,
+    bytes: u64,
+    /// For what nothing lies behind yet.
+    promise: Promise,
 }
 
 impl Filling {
     /// A file of so many bytes.
     ///
     /// # Errors
-    /// Those of the system, also where the process may not map as much.
+    /// The container's limit leaves no room for it, as far as anybody can tell. Those of the system,
+    /// also where the process may not map as much.
     pub fn new(name: &str, bytes: u64) -> io::Result<Self> {
+        let promise = Promise::new(bytes)?;
         let file = memory_file(name, bytes)?;
         let large = bytes >= HUGE_PAGE_BYTES;
         let joining = large.then(|| Joining::new(&file, bytes)).transpose()?;
-        Ok(Self { file, joining })
+        Ok(Self { file, joining, bytes, promise })
     }
 
     /// Writes what comes next. `at` is where the last call ended.
@@ -137,11 +142,14 @@ impl Filling {
         });
         match &self.joining {
             Some(joining) if end <= joining.joined => {
-                joining.mapping.write_at(at, bytes).map_err(io::Error::other)
+                joining.mapping.write_at(at, bytes).map_err(io::Error::other)?;
             }
             // The system clears no page that is written whole, and says so when there is none left.
-            _ => self.file.write_all_at(bytes, at),
+            _ => self.file.write_all_at(bytes, at)?,
         }
+        let taken = self.joining.as_ref().map_or(end, |joining| joining.joined.max(end));
+        self.promise.shrink_to(self.bytes.saturating_sub(taken));
+        Ok(())
     }
 
     /// The file, as far as it is filled.

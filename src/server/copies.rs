@@ -33,9 +33,9 @@ use crate::{
     protocol::{Failure, FailureKind},
     region::{
         ChunkTable, Region, SlotError,
-        files::room_for_copies,
         layout::Layout,
         mapping::Mapping,
+        room::Promise,
         transparent::{Filling, HUGE_PAGE_BYTES, join_all, memory_file},
     },
     transport::{MemoryId, Segment},
@@ -107,7 +107,7 @@ pub(super) fn find_version(
 /// A copy of a version in this node's memory, which may be overwritten meanwhile.
 pub(super) fn copy_version(region: &Region, version: Option<Version>) -> Result<Copied, CopyError> {
     let (slot, claimed) = find_version(region, version)?;
-    let mut file = new_file(claimed.len, 0)?;
+    let mut file = new_file(claimed.len)?;
     let record =
         region.read_verified(slot, |at, piece| file.write(at, piece).map_err(CopyError::System))?;
     if record != claimed {
@@ -116,12 +116,7 @@ pub(super) fn copy_version(region: &Region, version: Option<Version>) -> Result<
     Ok(Copied::new(&record, file.into_file()))
 }
 
-/// A file in memory for so many bytes, if there is room for them and `others`, as far as anybody can
-/// tell.
-fn new_file(len: u64, others: u64) -> io::Result<Filling> {
-    if len.saturating_add(others) > room_for_copies() {
-        return Err(io::ErrorKind::OutOfMemory.into());
-    }
+fn new_file(len: u64) -> io::Result<Filling> {
     Filling::new("ringkeep-copy", len)
 }
 
@@ -192,7 +187,8 @@ impl Arrivals {
             _ => HUGE_PAGE_BYTES,
         };
         let bytes = way.buffer_bytes().next_multiple_of(page);
-        let file = Mutex::new(new_file(way.record.len, bytes)?);
+        let file = Mutex::new(new_file(way.record.len)?);
+        let _promise = Promise::new(bytes)?;
         let memory = memory_file("ringkeep-buffer", bytes)?;
         // As far as it can.
         let _ = join_all(&memory, bytes);

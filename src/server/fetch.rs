@@ -101,8 +101,14 @@ impl Node {
         elsewhere.retain(|(_, copy)| copy.standing != Standing::Creating);
         for (member, _) in &elsewhere {
             let mut copied = self.copy_from(member, name, version, caller).await;
-            if copied.as_ref().is_err_and(|e| e.kind == FailureKind::Unavailable) {
+            let again = |e: &Failure| match e.kind {
                 // The connection may have been one that only this end still believed in.
+                FailureKind::Unavailable => true,
+                // Overwritten while it was read: then there is no such version any more.
+                FailureKind::Corrupt => version.is_some(),
+                _ => false,
+            };
+            if copied.as_ref().is_err_and(again) {
                 copied = self.copy_from(member, name, version, caller).await;
             }
             match copied {

@@ -7,7 +7,7 @@
 //! predecessor, which has the mirror already, and keeps its copy until that one has a mirror, too.
 //! When nothing is left that anybody counts on, a second view takes it out.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
@@ -15,7 +15,7 @@ use super::{
     data_plane::{Command, CopyReport, Report},
     failures::no_such,
     node::{LONG_CALL_TIMEOUT, Node, Owned, blocking},
-    rpc::Request,
+    rpc::{Reply, Request},
     store::Held,
 };
 use crate::{
@@ -32,6 +32,10 @@ const LOOK_AFTER: Duration = Duration::from_millis(20);
 const LAST_STAYS: Duration = Duration::from_millis(500);
 /// How long a node that is out waits until a majority of those who stay knows it.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What was sent away from here, and of what was given since, the version that the heir has. A service
+/// that goes on commits newer ones, which are for the next server to take.
+type LetGo = BTreeMap<Name, Option<Version>>;
 
 impl Node {
     /// Leaves the ring, if there is one that goes on without this node. Ends when this node is out
@@ -55,7 +59,7 @@ impl Node {
     }
 
     async fn hand_over_all(self: &Rc<Self>) {
-        let mut out_since = None;
+        let (mut out_since, mut let_go) = (None, LetGo::new());
         while !self.stopping.get() {
             let Some(view) = self.view() else { return };
             if view.ring.len() == 1 && view.contains(&self.id()) {
@@ -72,7 +76,7 @@ impl Node {
                 return; // those who stay may have ended, too
             }
             if !out && (view.is_leaving(&self.id()) || self.config.witness) {
-                match self.hand_over(&view).await {
+                match self.hand_over(&view, &mut let_go).await {
                     Ok(true) => self.membership_event(Event::HandedOver),
                     Ok(false) => {}
                     Err(failure) => tracing::debug!(%failure, "handing over"),
@@ -83,19 +87,28 @@ impl Node {
     }
 
     /// Hands over what can be handed over now. True when nobody counts on anything here any more.
-    async fn hand_over(self: &Rc<Self>, view: &View) -> Result<bool, Failure> {
+    async fn hand_over(self: &Rc<Self>, view: &View, let_go: &mut LetGo) -> Result<bool, Failure> {
         let me = self.id();
         let heir = view.predecessor(&me).cloned();
         for report in self.data_plane.ask(|reply| Command::Report { reply }).await? {
-            let name = report.name.clone();
+            let (name, version) = (report.name.clone(), report.version);
             let heir = heir.as_ref().filter(|heir| is_mirrored_at(&report, heir));
-            if let Some(heir) = heir.filter(|_| !report.attached) {
-                self.bequeath(&name, heir).await?;
-            } else {
-                // Its last commits go to the mirror, also the one that it was in the middle of when it
-                // was sent away; more are for the next server to take.
-                let condition = Some(Condition::Stopping);
-                self.data_plane.send(Command::Detach { name, condition })?;
+            let sent_away = let_go.contains_key(&name) && !report.attached;
+            let whole_here = self.is_still_here(&name, version);
+            match heir.filter(|_| sent_away) {
+                // A client that goes on may have written over it while it travelled.
+                Some(heir) if whole_here || self.is_whole_at(heir, &name, version).await => {
+                    let_go.insert(name.clone(), Some(version));
+                    self.bequeath(&name, heir, version).await?;
+                }
+                None if sent_away && whole_here => {} // on its way
+                _ => {
+                    // Its last commits go to the mirror, also the one that it was in the middle of when
+                    // it was sent away.
+                    let_go.insert(name.clone(), None);
+                    let condition = Some(Condition::Stopping);
+                    self.data_plane.send(Command::Detach { name, condition })?;
+                }
             }
         }
         // The heir may not have been able to take it when it was told first.
@@ -107,7 +120,8 @@ impl Node {
         };
         let mut refused = false;
         for (name, heir) in given {
-            if let Err(failure) = self.tell_heir(&name, &heir).await {
+            let version = let_go.get(&name).copied().flatten();
+            if let Err(failure) = self.tell_heir(&name, &heir, version).await {
                 tracing::debug!(checkpoint = %name, heir = %heir.id, %failure, "not taken yet");
                 refused = true;
             }
@@ -125,8 +139,29 @@ impl Node {
         Ok(!owned_rest && !mirrors_rest && !refused)
     }
 
+    /// Whether this version is in its slot as it was when it was committed, if there is one.
+    fn is_still_here(&self, name: &Name, version: Version) -> bool {
+        let owned = self.owned.borrow();
+        let Some(Owned { region, .. }) = owned.get(name) else { return true };
+        let mut slots = 0..region.layout().slots();
+        version == 0
+            || slots.any(|slot| region.record(slot).is_ok_and(|record| record.sequence == version))
+    }
+
+    /// Whether a member's mirror has this version and no newer one, down to the last checksum.
+    async fn is_whole_at(&self, heir: &Member, name: &Name, version: Version) -> bool {
+        let request = Request::Verify { name: name.clone() };
+        let verified = self.call(heir, request, LONG_CALL_TIMEOUT).await;
+        matches!(verified, Ok(Reply::Verified(Some(copy))) if copy.version == version)
+    }
+
     /// Gives an owned checkpoint to the member that holds its mirror.
-    async fn bequeath(self: &Rc<Self>, name: &Name, heir: &Member) -> Result<(), Failure> {
+    async fn bequeath(
+        self: &Rc<Self>,
+        name: &Name,
+        heir: &Member,
+        version: Version,
+    ) -> Result<(), Failure> {
         // All the while: nobody may take the copy here for one that nobody else has.
         let _lock = self.lock(name).await;
         if !self.owns(name) {
@@ -136,20 +171,25 @@ impl Node {
         self.set_held(name, Held::Superseded, Some(heir.id.clone()))?;
         self.disown(name.clone(), Condition::Stopping).await?;
         self.tell_holders(name, &heir.id).await;
-        self.tell_heir(name, heir).await?;
+        self.tell_heir(name, heir, Some(version)).await?;
         tracing::info!(checkpoint = %name, heir = %heir.id, "handed over");
         Ok(())
     }
 
     /// Tells a member to go on with a checkpoint that was given to it. Also one that asked for it
-    /// once and never came for it: it may have no mirror, or an old one.
-    async fn tell_heir(&self, name: &Name, heir: &Member) -> Result<(), Failure> {
-        let (epoch, version) = {
+    /// once and never came for it: it may have no mirror, or an old one. Without a version, the newest.
+    async fn tell_heir(
+        &self,
+        name: &Name,
+        heir: &Member,
+        version: Option<Version>,
+    ) -> Result<(), Failure> {
+        let (epoch, newest) = {
             let owned = self.owned.borrow();
             let owned = owned.get(name).ok_or_else(|| no_such(name))?;
-            let newest = owned.region.newest_by_record();
-            (owned.meta.epoch, newest.map_or(0, |found| found.record.sequence))
+            (owned.meta.epoch, owned.region.newest_by_record())
         };
+        let version = version.or(newest.map(|found| found.record.sequence)).unwrap_or(0);
         let request = Request::Inherit { name: name.clone(), epoch, version };
         self.call(heir, request, LONG_CALL_TIMEOUT).await.map(drop)
     }

@@ -1,5 +1,6 @@
 //! Copies that are nobody's present one: what this node owned before it was evicted or gave it up,
-//! mirrors that were replaced while this node did not listen, and checkpoints found damaged.
+//! mirrors that were replaced while this node did not listen, and checkpoints that are not served:
+//! found damaged, or of memory that no transport took.
 //!
 //! Nothing is erased before a newer copy is known to be on two nodes (rule H4), and nothing comes
 //! back to life while anybody has a newer one.
@@ -40,7 +41,7 @@ impl Node {
 
     fn any_leftover(&self) -> bool {
         let owned = self.owned.borrow();
-        let old = owned.values().any(|o| o.meta.held == Held::Superseded || o.damaged.is_some());
+        let old = owned.values().any(|o| o.meta.held == Held::Superseded || o.memory.is_none());
         old || !self.left_over_mirrors().is_empty()
     }
 
@@ -59,13 +60,13 @@ impl Node {
                 || holders::runs(view, owner).iter().all(|run| !run.holders.contains(&me)))
     }
 
-    async fn look_after_leftovers(self: &Rc<Self>) {
-        let (mut old, mut damaged) = (Vec::new(), Vec::new());
+    pub(super) async fn look_after_leftovers(self: &Rc<Self>) {
+        let (mut old, mut not_served) = (Vec::new(), Vec::new());
         for (name, owned) in self.owned.borrow().iter() {
             if owned.meta.held == Held::Superseded {
                 old.push(name.clone());
-            } else if owned.damaged.is_some() {
-                damaged.push(name.clone());
+            } else if owned.memory.is_none() {
+                not_served.push(name.clone());
             }
         }
         for name in old {
@@ -73,7 +74,7 @@ impl Node {
                 tracing::debug!(checkpoint = %name, %failure, "an old copy is kept");
             }
         }
-        for name in damaged {
+        for name in not_served {
             if let Err(failure) = self.restore(&name).await {
                 tracing::debug!(checkpoint = %name, %failure, "not restored yet");
             }
@@ -105,11 +106,7 @@ impl Node {
     /// when nobody has, or will have, a newer one.
     async fn settle_old_copy(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
-        // Whoever asks meanwhile waits, or this node does: see `Node::make`.
-        self.creating.borrow_mut().insert(name.clone());
-        let settled = self.try_settle(name).await;
-        self.creating.borrow_mut().remove(name);
-        settled
+        self.while_creating(name, self.try_settle(name)).await
     }
 
     async fn try_settle(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
@@ -170,10 +167,22 @@ impl Node {
         self.go_on_with(mine, life).await
     }
 
-    /// A checkpoint whose newest version was damaged here gets it back from its mirror.
+    /// A checkpoint whose newest version was damaged here gets it back from its mirror. One that is whole
+    /// only has to be served.
     async fn restore(self: &Rc<Self>, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock(name).await;
         let life = self.life.get();
+        let whole = {
+            let mut owned = self.owned.borrow_mut();
+            let is_whole = |o: &Owned| {
+                o.meta.held != Held::Superseded && o.memory.is_none() && o.damaged.is_none()
+            };
+            let whole = owned.get(name).is_some_and(is_whole).then(|| owned.remove(name));
+            whole.flatten()
+        };
+        if let Some(whole) = whole {
+            return self.while_creating(name, self.serve(whole, life)).await;
+        }
         let (mine, region) = {
             let owned = self.owned.borrow();
             let owned = owned.get(name).ok_or_else(|| internal(&"gone"))?;
@@ -218,9 +227,12 @@ impl Node {
         .await;
         let stored = made.map_err(|e| store_failure(&e))?;
         self.memory_bytes.set(self.memory_bytes.get() + stored.meta.bytes);
-        self.drop_owned(name).await;
-        tracing::info!(checkpoint = %name, version, "restored");
-        self.serve(Owned::new(stored), life).await
+        self.while_creating(name, async {
+            self.drop_owned(name).await;
+            tracing::info!(checkpoint = %name, version, "restored");
+            self.serve(Owned::new(stored), life).await
+        })
+        .await
     }
 }
 

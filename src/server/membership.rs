@@ -1,7 +1,7 @@
 //! Drives the membership state machine: gives it time, messages and a place to keep its votes, and
 //! does what it says.
 
-use std::{fs, net::SocketAddr, path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt::Display, fs, net::SocketAddr, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -236,8 +236,7 @@ impl Node {
             Output::JoinRefused { reason } => {
                 tracing::error!(%reason, "the ring does not take this node in");
                 self.next_start_is_later_than(&reason);
-                *self.failure.borrow_mut() = Some(reason.to_string());
-                self.stop();
+                self.stop_because(reason);
             }
             Output::Left => self.stop(),
         }
@@ -267,13 +266,13 @@ impl Node {
             self.links.borrow_mut().remove(&gone.id);
             self.negotiation.borrow_mut().forget(&gone.id);
             let unlink = Command::Unlink { peer: gone.id.clone() };
-            if self.data_plane.send(unlink).is_err() {
-                return self.stop();
+            if let Err(stopped) = self.data_plane.send(unlink) {
+                return self.stop_because(stopped);
             }
         }
         let me = self.id();
-        if self.data_plane.send(Command::View { me, view: Some(view) }).is_err() {
-            return self.stop();
+        if let Err(stopped) = self.data_plane.send(Command::View { me, view: Some(view) }) {
+            return self.stop_because(stopped);
         }
         self.changed.notify_waiters();
         tokio::task::spawn_local(self.clone().after_view_change());
@@ -299,15 +298,15 @@ impl Node {
         for member in view.everybody() {
             self.negotiation.borrow_mut().forget(&member.id);
             let unlink = Command::Unlink { peer: member.id.clone() };
-            if self.data_plane.send(unlink).is_err() {
-                return self.stop();
+            if let Err(stopped) = self.data_plane.send(unlink) {
+                return self.stop_because(stopped);
             }
         }
         *self.me.borrow_mut() = me.clone();
         self.peers.set_me(Peer::from(&me));
         let none = Command::View { me: me.id.clone(), view: None };
-        if self.data_plane.send(none).is_err() {
-            return self.stop();
+        if let Err(stopped) = self.data_plane.send(none) {
+            return self.stop_because(stopped);
         }
         self.fence_own(&before.id);
         let mut shell = self.membership.borrow_mut();
@@ -324,9 +323,9 @@ impl Node {
                 shell.former = Some((former, former_file));
             }
             Err(error) => {
-                tracing::error!(%error, "keeping the new life's vote");
                 drop(shell);
-                self.stop();
+                let why = format!("this node was evicted, and that cannot be noted: {error}");
+                self.stop_because(why);
             }
         }
         self.changed.notify_waiters();
@@ -351,18 +350,24 @@ impl Node {
             if let Err(failure) = self.set_ended(&name, life) {
                 // A restart would take the copy for the present one: better no server than two
                 // owners.
-                tracing::error!(%failure, "an eviction cannot be noted; stopping");
-                return self.stop();
+                let why = format!("this node was evicted, and that cannot be noted: {failure}");
+                return self.stop_because(why);
             }
             let node = self.clone();
             tokio::task::spawn_local(async move {
                 let condition = Condition::Fenced;
                 let disown = |reply| Command::Disown { name, condition, reply };
-                if node.data_plane.ask(disown).await.is_err() {
-                    node.stop();
+                if let Err(stopped) = node.data_plane.ask(disown).await {
+                    node.stop_because(stopped);
                 }
             });
         }
+    }
+
+    /// Ends the server as a failure. The first reason is the one that is told.
+    pub(super) fn stop_because(&self, why: impl Display) {
+        self.failure.borrow_mut().get_or_insert_with(|| why.to_string());
+        self.stop();
     }
 
     /// Ends the server.

@@ -15,7 +15,7 @@ use crate::{
     membership::{Event, NodeId},
     name::Name,
     protocol::{Failure, FailureKind},
-    region::{Region, files::Backing},
+    region::Region,
     transport::{Access, Purpose, Terms},
 };
 
@@ -223,28 +223,14 @@ impl Node {
                 if other.is_some() {
                     self.drop_mirror(&id).await;
                 }
-                let region = Self::draw();
-                let held = Held::Mirror(from.clone());
-                let meta = Meta {
-                    name,
-                    identity,
-                    layout,
-                    epoch,
-                    owner,
-                    held,
-                    region,
-                    bytes: 0,
-                    backing: Backing::default(),
-                    successor: None,
-                    ended: None,
-                    taken_from: Vec::new(),
-                };
-                let stored = self.make_region(meta, None).await?;
+                let (held, region) = (Held::Mirror(from.clone()), Self::draw());
+                let meta = Meta::new(name, identity, layout, epoch, owner, held, region);
+                let stored = self.make_region(meta).await?;
                 // The data plane, on which others wait, shall not be the first to touch it. The first
                 // copy goes into the first slot; the others have time until that is there.
                 let mapping = stored.region.mapping().clone();
                 blocking(move || mapping.populate(0..layout.slot(1))).await;
-                self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
+                let stored = self.describe_region(stored).await?;
                 let mirror = Mirror {
                     meta: stored.meta,
                     region: stored.region,
@@ -259,14 +245,19 @@ impl Node {
         self.grant_mirror(&id, epoch, view).await
     }
 
-    async fn grant_mirror(&self, id: &MirrorId, epoch: u64, view: u64) -> Result<Reply, Failure> {
+    pub(super) async fn grant_mirror(
+        &self,
+        id: &MirrorId,
+        epoch: u64,
+        view: u64,
+    ) -> Result<Reply, Failure> {
         let gone = || Failure::new(FailureKind::Fenced, "the mirror is fenced");
         let (region, old_key, memory, nonce) = {
             let mut mirrors = self.mirrors.borrow_mut();
             let mirror = mirrors.get_mut(id).filter(|m| !m.fenced).ok_or_else(gone)?;
             if mirror.meta.epoch != epoch {
-                (mirror.meta.epoch, mirror.meta.successor) = (epoch, None);
-                self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
+                let meta = Meta { epoch, successor: None, ..mirror.meta.clone() };
+                self.describe_mirror(mirror, meta)?;
             }
             (mirror.region.clone(), mirror.key.take(), mirror.memory, mirror.meta.region)
         };
@@ -325,9 +316,16 @@ impl Node {
         let same = |meta: &Meta| (meta.identity.checkpoint, meta.epoch) == (checkpoint, epoch);
         let theirs = mirrors.iter_mut().filter(|((n, owner, _), _)| n == name && owner == from);
         for (_, mirror) in theirs.filter(|(_, m)| same(&m.meta)) {
-            mirror.meta.successor = Some(to.clone());
-            self.store.write_meta(&mirror.meta).map_err(|e| internal(&e))?;
+            let meta = Meta { successor: Some(to.clone()), ..mirror.meta.clone() };
+            self.describe_mirror(mirror, meta)?;
         }
+        Ok(())
+    }
+
+    /// On disk first. Nothing changed on error.
+    fn describe_mirror(&self, mirror: &mut Mirror, meta: Meta) -> Result<(), Failure> {
+        self.store.write_meta(&meta).map_err(|e| internal(&e))?;
+        mirror.meta = meta;
         Ok(())
     }
 

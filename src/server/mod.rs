@@ -8,6 +8,7 @@
 mod copies;
 pub mod data_plane;
 mod failures;
+mod fenced;
 mod fetch;
 mod holders;
 mod leave;
@@ -30,6 +31,8 @@ mod status;
 pub mod store;
 mod suspicions;
 mod take_over;
+#[cfg(test)]
+mod tests;
 mod transports;
 
 use std::{
@@ -151,7 +154,7 @@ pub enum ServeError {
          vote with"
     )]
     WitnessAlone,
-    /// The ring does not take this node in.
+    /// The ring does not take this node in, or the server cannot go on.
     #[error("{0}")]
     Refused(String),
 }
@@ -440,8 +443,7 @@ impl Node {
             self.notice(notice);
         }
         if !self.stopping.get() {
-            *self.failure.borrow_mut() = Some("the data plane has stopped".to_owned());
-            self.stop();
+            self.stop_because(data_plane::Stopped);
         }
     }
 

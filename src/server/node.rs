@@ -46,6 +46,7 @@ pub(super) struct Owned {
     pub(super) meta: Meta,
     pub(super) region: Region,
     pub(super) path: PathBuf,
+    /// None of an owned one: it is not served.
     pub(super) memory: Option<MemoryId>,
     /// Which attachment is the present one.
     pub(super) attachment: u64,
@@ -239,6 +240,15 @@ impl Node {
         lock.lock_owned().await
     }
 
+    /// Tells whoever asks meanwhile that a checkpoint of this name is about to be here. Of two that
+    /// are about to have it each says so before it asks the other (rule H6).
+    pub(super) async fn while_creating<T>(&self, name: &Name, work: impl Future<Output = T>) -> T {
+        self.creating.borrow_mut().insert(name.clone());
+        let done = work.await;
+        self.creating.borrow_mut().remove(name);
+        done
+    }
+
     // Peers.
 
     pub(super) fn tell(&self, to: &Peer, message: &PeerMessage) {
@@ -334,12 +344,9 @@ impl Node {
 
     // Memory.
 
-    /// Makes a region within this server's memory limit, apart from this thread.
-    pub(super) async fn make_region(
-        &self,
-        meta: Meta,
-        source: Option<(Region, Option<usize>)>,
-    ) -> Result<Stored, Failure> {
+    /// Makes an empty region within this server's memory limit, apart from this thread. Whoever fills it
+    /// describes it then.
+    pub(super) async fn make_region(&self, meta: Meta) -> Result<Stored, Failure> {
         let bytes = meta.layout.region_bytes();
         let used = self.memory_bytes.get();
         let limit = self.config.memory_bytes;
@@ -356,12 +363,7 @@ impl Node {
         // Counted before it is made, so that two requests cannot both fit into the same room.
         self.memory_bytes.set(used + bytes);
         let store = self.store.clone();
-        let made = blocking(move || match source {
-            None => store.create(meta),
-            Some((from, slot)) => store.copy(meta, &from, slot),
-        })
-        .await;
-        match made {
+        match blocking(move || store.create(meta)).await {
             Ok(stored) => {
                 self.memory_bytes.set(self.memory_bytes.get() - bytes + stored.meta.bytes);
                 Ok(stored)
@@ -371,6 +373,28 @@ impl Node {
                 Err(store_failure(&error))
             }
         }
+    }
+
+    /// Fills a new region with another one's version, if there is one. On error the new one is gone.
+    pub(super) async fn fill_region(
+        &self,
+        stored: Stored,
+        from: Region,
+        slot: Option<usize>,
+    ) -> Result<Stored, Failure> {
+        let (store, bytes) = (self.store.clone(), stored.meta.bytes);
+        blocking(move || store.fill(stored, &from, slot)).await.map_err(|error| {
+            self.memory_bytes.set(self.memory_bytes.get().saturating_sub(bytes));
+            store_failure(&error)
+        })
+    }
+
+    /// Writes a filled region's description, so that a restart finds it. On error the region is gone.
+    pub(super) async fn describe_region(&self, stored: Stored) -> Result<Stored, Failure> {
+        let Err(error) = self.store.write_meta(&stored.meta) else { return Ok(stored) };
+        let why = format!("writing the description of {}: {error}", stored.meta.name);
+        self.remove_region(stored.meta, stored.path, stored.region).await;
+        Err(Failure::new(FailureKind::Internal, why))
     }
 
     /// Removes a region's files. Giving a gigabyte back takes the system longer than a neighbour

@@ -86,7 +86,7 @@ impl Node {
                 let why = format!("{} is on its way to another node", wish.name);
                 return Err(Failure::new(FailureKind::Unavailable, why));
             }
-            self.move_here(wish, member, copy).await?;
+            self.while_creating(&wish.name, self.take_over(wish, member, copy)).await?;
             return self.open_here(wish).await;
         }
         if let Some(failure) = self.why_unowned(&wish.name, &here, &elsewhere) {
@@ -95,7 +95,7 @@ impl Node {
         if wish.existing {
             return Err(no_such(&wish.name));
         }
-        self.make(wish).await?;
+        self.while_creating(&wish.name, self.make(wish)).await?;
         self.open_here(wish).await
     }
 
@@ -211,49 +211,36 @@ impl Node {
         ))
     }
 
-    /// Makes a new checkpoint. Two nodes that make the same one at the same time see each other:
-    /// each says what it is about to do before it asks the others.
+    /// Makes a new checkpoint, unless somebody else has it or is about to.
     async fn make(self: &Rc<Self>, wish: &Wish) -> Result<(), Failure> {
         let (name, life) = (&wish.name, self.life.get());
-        self.creating.borrow_mut().insert(name.clone());
-        let made = async {
-            if self.locate(name).await?.iter().any(|(_, copy)| self.counts(copy)) {
-                // Both give way; the one that comes back first makes it.
-                let pause = Duration::from_millis(Self::draw() % 100);
-                tokio::time::sleep(pause).await;
-                let why = format!("{name} is being made on another node");
-                return Err(Failure::new(FailureKind::Unavailable, why));
-            }
-            let meta = Meta {
-                name: name.clone(),
-                identity: Identity { checkpoint: Self::draw(), generation: 1 },
-                layout: wish.layout,
-                epoch: 1,
-                owner: wish.caller,
-                held: Held::Owned,
-                region: Self::draw(),
-                bytes: 0,
-                backing: Backing::default(),
-                successor: None,
-                ended: None,
-                taken_from: Vec::new(),
-            };
-            let stored = self.make_region(meta, None).await?;
-            self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
-            tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
-            self.serve(Owned::new(stored), life).await
+        if self.locate(name).await?.iter().any(|(_, copy)| self.counts(copy)) {
+            // Both give way; the one that comes back first makes it.
+            let pause = Duration::from_millis(Self::draw() % 100);
+            tokio::time::sleep(pause).await;
+            let why = format!("{name} is being made on another node");
+            return Err(Failure::new(FailureKind::Unavailable, why));
         }
-        .await;
-        self.creating.borrow_mut().remove(name);
-        made
+        let identity = Identity { checkpoint: Self::draw(), generation: 1 };
+        let (epoch, held, region) = (self.epoch_after(0), Held::Owned, Self::draw());
+        let (name_of, layout, owner) = (name.clone(), wish.layout, wish.caller);
+        let meta = Meta::new(name_of, identity, layout, epoch, owner, held, region);
+        let stored = self.describe_region(self.make_region(meta).await?).await?;
+        tracing::info!(checkpoint = %name, bytes = stored.meta.bytes, "made");
+        let served = self.serve(Owned::new(stored), life).await;
+        if served.is_err() && self.life.get() == life {
+            self.drop_owned(name).await; // nothing is in it
+        }
+        served
     }
 
     /// Attaches a client to a checkpoint that this node owns.
     async fn open_here(self: &Rc<Self>, wish: &Wish) -> Result<Attached, Failure> {
-        let (meta, path, damaged) = {
+        let (meta, path, damaged, served) = {
             let owned = self.owned.borrow();
             let owned = owned.get(&wish.name).ok_or_else(|| no_such(&wish.name))?;
-            (owned.meta.clone(), owned.path.clone(), owned.damaged.clone())
+            let served = owned.memory.is_some();
+            (owned.meta.clone(), owned.path.clone(), owned.damaged.clone(), served)
         };
         if !meta.owner.may_write(&wish.caller) {
             return Err(permission(&wish.name));
@@ -267,6 +254,13 @@ impl Node {
                     wish.name
                 ),
             ));
+        }
+        if !served {
+            let why = format!(
+                "{}: no transport takes its memory (the server's log says why); it is tried again",
+                wish.name
+            );
+            return Err(Failure::new(FailureKind::Unavailable, why));
         }
         let file = open_for_client(&path).map_err(|e| internal(&e))?;
         if file.is_none() && !wish.take_over {
@@ -295,7 +289,7 @@ impl Node {
             file => {
                 drop(file);
                 let capacity = wish.layout.capacity().max(meta.layout.capacity());
-                self.rehome(&wish.name, capacity).await?;
+                self.while_creating(&wish.name, self.rehome(&wish.name, capacity)).await?;
                 let path = self.owned.borrow().get(&wish.name).map(|o| o.path.clone());
                 let path = path.ok_or_else(|| no_such(&wish.name))?;
                 let file = open_for_client(&path).map_err(|e| internal(&e))?;
@@ -318,11 +312,6 @@ impl Node {
         };
         let slots = old.layout.slots() as u32;
         let layout = Layout::new(capacity, slots).map_err(|e| invalid(&e))?;
-        // From here on nothing that the old writer commits is taken.
-        let (condition, gone) = (Condition::Fenced, name.clone());
-        self.disown(gone, condition).await?;
-        // By its record: the copy verifies it, and fails rather than fall back to an older one.
-        let newest = region.newest_by_record();
         let generation = old.identity.generation + 1;
         let meta = Meta {
             identity: Identity { checkpoint: old.identity.checkpoint, generation },
@@ -332,7 +321,16 @@ impl Node {
             region: Self::draw(),
             ..old.clone()
         };
-        let made = self.make_region(meta, Some((region, newest.map(|f| f.slot)))).await;
+        // First: where there is no room nothing happens to the old writer.
+        let empty = self.make_region(meta).await?;
+        // From here on nothing that the old writer commits is taken.
+        if let Err(failure) = self.disown(name.clone(), Condition::Fenced).await {
+            self.remove_region(empty.meta, empty.path, empty.region).await;
+            return Err(failure);
+        }
+        // By its record: the copy verifies it, and fails rather than fall back to an older one.
+        let newest = region.newest_by_record();
+        let made = self.fill_region(empty, region, newest.map(|f| f.slot)).await;
         if self.life.get() != life {
             // Evicted meanwhile: the old region is superseded, the new one is nothing.
             if let Ok(stored) = made {
@@ -344,19 +342,18 @@ impl Node {
         let Some(before) = self.owned.borrow_mut().remove(name) else {
             return Err(internal(&"the checkpoint went away"));
         };
-        match made {
-            Ok(stored) => {
-                self.synced_views.borrow_mut().remove(name);
-                let served = self.serve(Owned::new(stored), life).await;
-                self.remove_region(before.meta, before.path, before.region).await;
-                served
-            }
-            Err(failure) => {
-                // As it was, except that the old writer has to attach again.
-                self.serve(before, life).await?;
-                Err(failure)
-            }
+        let served = match made {
+            Ok(stored) => self.serve(Owned::new(stored), life).await,
+            Err(failure) => Err(failure),
+        };
+        if served.is_err() && self.life.get() == life {
+            // As it was, except that the old writer has to attach again.
+            self.drop_owned(name).await;
+            self.serve(before, life).await?;
+        } else {
+            self.remove_region(before.meta, before.path, before.region).await;
         }
+        served
     }
 
     /// Stops serving a checkpoint. A holder that answers nothing, and cannot be voted out either,

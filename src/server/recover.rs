@@ -9,6 +9,7 @@ use std::{
 use super::{
     data_plane::{Command, Committed},
     failures::internal,
+    fenced::{Answers, Fenced},
     holders,
     node::{LONG_CALL_TIMEOUT, MirrorId, Node, Owned, blocking},
     rpc::{Copy, FencedCopy, Reply, Request, Standing},
@@ -19,27 +20,38 @@ use crate::{
     membership::{Event, Member, NodeId, OwnerHolders, View},
     name::Name,
     protocol::{Failure, FailureKind, Role},
-    recovery::{Decision, Report, Run, choose, in_owners_memory, with_owner},
+    recovery::{Decision, Run},
 };
 
 /// Between two tries to recover what could not be recovered.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// What a holder of an owner's mirrors has, said after it was fenced.
-pub(super) struct Fenced {
-    /// Who says so: the holder itself, or a later life of it.
-    by: Member,
-    copies: Vec<FencedCopy>,
-    /// There is nothing else that may count.
-    complete: bool,
+/// How far the recovery of an owner is.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// What has a new home, and where.
+    adopted: BTreeMap<Name, Member>,
+    /// What was said already to be out of reach.
+    told: BTreeSet<Name>,
 }
 
-impl Fenced {
-    fn report(&self, name: &Name) -> Report {
-        let copy = self.copies.iter().find(|copy| copy.name == *name);
-        let (mark, version) = copy.map_or((None, 0), |copy| (copy.mark, copy.version));
-        Report { mark, version }
-    }
+/// Where a round found a checkpoint to be recovered from.
+enum Home {
+    At(Member),
+    /// Who has it next, or may have, is lost: it waits, and keeps nobody from anything.
+    KeptBack,
+    /// Those who have it cannot be asked now.
+    OutOfReach,
+    /// Nobody counts on it.
+    Nowhere,
+}
+
+/// What came of a round's adoptions.
+pub(super) struct Adoptions {
+    /// All have their copies.
+    protected: bool,
+    /// Another checkpoint has the name of one of them.
+    kept_back: bool,
 }
 
 /// Whether that life of this node owned it when it ended, or had given it up and nobody had come
@@ -102,14 +114,13 @@ impl Node {
     /// Finds a home for each checkpoint of an owner that left the ring, and tells the membership
     /// when all of them have all their copies again.
     async fn recover_owner(self: Rc<Self>, owner: NodeId) {
-        let mut adopted = BTreeMap::new();
-        let mut told = BTreeSet::new();
+        let mut progress = Progress::default();
         while let Some(view) = self.view() {
             let mine = holders::caretaker(&view, &owner) == Some(&self.id());
             if view.contains(&owner) || !mine || self.stopping.get() {
                 break;
             }
-            match self.try_recover(&owner, &view, &mut adopted, &mut told).await {
+            match self.try_recover(&owner, &view, &mut progress).await {
                 Ok(true) => {
                     tracing::info!(%owner, "all its checkpoints have all their copies again");
                     self.membership_event(Event::OwnerSettled { owner: owner.clone() });
@@ -123,105 +134,125 @@ impl Node {
         self.recovering.borrow_mut().remove(&owner);
     }
 
-    /// True when nothing is left to do. `adopted` is what has a new home so far, and where; `told`,
-    /// what was said already to be out of reach.
+    /// A round: fence, ask, decide, adopt. True when nothing is left to do.
     async fn try_recover(
         self: &Rc<Self>,
         owner: &NodeId,
         view: &View,
-        adopted: &mut BTreeMap<Name, Member>,
-        told: &mut BTreeSet<Name>,
+        progress: &mut Progress,
     ) -> Result<bool, Failure> {
         let runs = holders::runs(view, owner);
         let fenced = self.fence_holders(owner, view, &runs).await;
-        // Whoever was there after the owner left may have had something next. If one is lost without a
-        // trace, all that is left may be older than what was acknowledged since.
-        let left = view.owner(owner).map_or(0, |h| h.left);
-        let later = |h: &&OwnerHolders| h.left > left;
-        for gone in view.holders.iter().filter(later) {
-            if self.is_lost(gone, view, left).await {
-                // Which names are meant is known: others can be made.
-                if self.rehomed.borrow_mut().insert(owner.clone()) {
-                    let lost = &gone.owner;
-                    tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
-                    self.changed.notify_waiters();
-                }
-                return Ok(false);
+        if let Some(lost) = self.lost_later(owner, view).await {
+            // Which names are meant is known: others can be made.
+            if self.rehomed.borrow_mut().insert(owner.clone()) {
+                tracing::warn!(%owner, %lost, "nobody can tell what it had next: kept back");
+                self.changed.notify_waiters();
             }
+            return Ok(false);
         }
         let own = self.ask_owner(owner, view).await;
-        let answers = || fenced.values().chain(&own);
-        let mut names: Vec<&Name> = answers().flat_map(|f| &f.copies).map(|c| &c.name).collect();
-        names.sort_unstable();
-        names.dedup();
+        let answers = Answers { runs, fenced, own };
         // Whoever adopted one and was lost since is recovered as its owner.
-        adopted.retain(|_, member| view.contains(&member.id));
-        let mut homes = adopted.clone();
+        progress.adopted.retain(|_, member| view.contains(&member.id));
+        let mut homes = progress.adopted.clone();
         let (mut done, mut kept_back) = (true, false);
-        for name in names {
-            // The last to take it up had the right to. Whatever came of it there, it is no older.
-            let of_name: Vec<(&FencedCopy, &Member)> = answers()
-                .flat_map(|f| f.copies.iter().map(|copy| (copy, &f.by)))
-                .filter(|(copy, _)| copy.name == *name)
-                .collect();
-            let newest = of_name.iter().max_by_key(|(copy, _)| (copy.epoch, copy.taken_up));
-            if let Some(&(_, by)) = newest.filter(|(copy, _)| copy.taken_up) {
-                homes.insert(name.clone(), by.clone());
-                continue;
-            }
-            if let Some(lost) = self.lost_without_trace(&of_name, view).await {
-                if told.insert(name.clone()) {
-                    let checkpoint = name;
-                    tracing::warn!(%checkpoint, %owner, %lost, "given to a node that is lost: kept back");
+        for name in answers.names() {
+            match self.find_home(owner, &name, view, &answers, progress).await {
+                Home::At(member) => {
+                    homes.insert(name, member);
                 }
-                kept_back = true;
-                continue;
-            }
-            let kept = own.iter().find_map(|own| {
-                let copy = own.copies.iter().find(|copy| copy.name == *name)?;
-                Some((own, copy))
-            });
-            let decision = match kept {
-                Some((_, copy)) => choose(&with_owner(&runs, owner), |holder| {
-                    (holder == owner).then(|| in_owners_memory(copy.version))
-                }),
-                None => choose(&runs, |holder| fenced.get(holder).map(|f| f.report(name))),
-            };
-            match decision {
-                Decision::Exact { holder, .. } => {
-                    let by = kept.map(|(own, _)| own).or(fenced.get(&holder)).map(|f| f.by.clone());
-                    homes.insert(name.clone(), by.ok_or_else(|| internal(&"nobody said so"))?);
-                }
-                Decision::Unavailable { holders } => {
-                    if told.insert(name.clone()) {
-                        let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
-                        let (checkpoint, holders) = (name, holders.join(", "));
-                        tracing::warn!(%checkpoint, holders, "its newest mirrors cannot be asked");
-                    }
-                    done = false;
-                }
-                // Nobody was ever told that it is mirrored.
-                Decision::Nothing => self.drop_unsynced(owner, name).await,
+                Home::KeptBack => kept_back = true,
+                Home::OutOfReach => done = false,
+                Home::Nowhere => self.drop_unsynced(owner, &name).await,
             }
         }
-        let mut protected = true;
-        for (name, member) in homes {
-            protected &= self.adopt_at(&member, owner, &name, view.number).await?;
-            // What was decided and not done is decided anew.
-            adopted.insert(name, member);
-        }
-        // Runs of which nobody can tell may have had checkpoints that nobody else has, but for the
-        // owner itself.
-        let nobody = |run: &Run<NodeId>| {
-            !run.holders.is_empty() && !run.holders.iter().any(|h| fenced.contains_key(h))
-        };
-        let all_kept = own.as_ref().is_some_and(|own| own.complete);
-        let rehomed = done && (all_kept || !runs.iter().any(nobody));
+        let adoptions = self.adopt_all(owner, homes, view.number, progress).await?;
+        kept_back |= adoptions.kept_back;
+        let rehomed = done && answers.name_all();
         if rehomed {
             self.rehomed.borrow_mut().insert(owner.clone());
             self.changed.notify_waiters();
         }
-        Ok(rehomed && protected && !kept_back)
+        Ok(rehomed && adoptions.protected && !kept_back)
+    }
+
+    /// Whoever was there after the owner left may have had something next. If one is lost without a
+    /// trace, all that is left may be older than what was acknowledged since.
+    async fn lost_later(self: &Rc<Self>, owner: &NodeId, view: &View) -> Option<NodeId> {
+        let left = view.owner(owner).map_or(0, |h| h.left);
+        let later = |h: &&OwnerHolders| h.left > left;
+        for gone in view.holders.iter().filter(later) {
+            if self.is_lost(gone, view, left).await {
+                return Some(gone.owner.clone());
+            }
+        }
+        None
+    }
+
+    async fn find_home(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        name: &Name,
+        view: &View,
+        answers: &Answers,
+        progress: &mut Progress,
+    ) -> Home {
+        let checkpoint = name;
+        if let Some(by) = answers.taken_up(name) {
+            return Home::At(by.clone());
+        }
+        if let Some(lost) = self.lost_without_trace(&answers.copies(name), view).await {
+            if progress.told.insert(name.clone()) {
+                tracing::warn!(%checkpoint, %owner, %lost, "given to a node that is lost: kept back");
+            }
+            return Home::KeptBack;
+        }
+        match answers.decide(owner, name) {
+            Decision::Exact { holder, .. } => {
+                let by = answers.speaker(owner, &holder).cloned();
+                by.map_or(Home::OutOfReach, Home::At)
+            }
+            Decision::Unavailable { holders } => {
+                if progress.told.insert(name.clone()) {
+                    let holders: Vec<String> = holders.iter().map(NodeId::to_string).collect();
+                    let holders = holders.join(", ");
+                    tracing::warn!(%checkpoint, holders, "its newest mirrors cannot be asked");
+                }
+                Home::OutOfReach
+            }
+            // Nobody was ever told that it is mirrored.
+            Decision::Nothing => Home::Nowhere,
+        }
+    }
+
+    /// Has each checkpoint adopted where it was found.
+    pub(super) async fn adopt_all(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        homes: BTreeMap<Name, Member>,
+        view: u64,
+        progress: &mut Progress,
+    ) -> Result<Adoptions, Failure> {
+        let (mut all, mut failed) = (Adoptions { protected: true, kept_back: false }, None);
+        for (name, member) in homes {
+            match self.adopt_at(&member, owner, &name, view).await {
+                Ok(protected) => {
+                    all.protected &= protected;
+                    // What was decided and not done is decided anew.
+                    progress.adopted.insert(name, member);
+                }
+                Err(failure) if failure.kind == FailureKind::OwnedElsewhere => {
+                    if progress.told.insert(name.clone()) {
+                        tracing::warn!(checkpoint = %name, %owner, %failure, "kept back");
+                    }
+                    all.kept_back = true;
+                }
+                // One that has to wait, on a node without room perhaps, holds up no other.
+                Err(failure) => failed = failed.or(Some(failure)),
+            }
+        }
+        failed.map_or(Ok(all), Err)
     }
 
     /// Has every holder that can be asked stop accepting the owner's writes and say what it has.
@@ -417,11 +448,7 @@ impl Node {
             let why = "the ring has changed since that was decided, or will here";
             return Err(Failure::new(FailureKind::Unavailable, why));
         }
-        // Whoever asks meanwhile waits, or this node does: see `Node::make`.
-        self.creating.borrow_mut().insert(name.clone());
-        let adopted = self.try_adopt(owner, name, life).await;
-        self.creating.borrow_mut().remove(name);
-        adopted
+        self.while_creating(name, self.try_adopt(owner, name, life)).await
     }
 
     async fn try_adopt(
@@ -479,10 +506,10 @@ impl Node {
         self.store.write_meta(&meta).map_err(|e| internal(&e))?;
         tracing::info!(checkpoint = %name, from = %owner, version, epoch = meta.epoch, "adopted");
         let adopted = Owned { meta, region, path, memory: None, attachment: 0, damaged: None };
-        self.serve(adopted, life).await?;
-        // Only now: a mirror that could not be served is still one that a later try finds.
+        let served = self.serve(adopted, life).await;
+        // Only now: whoever asks meanwhile is told of one of the two.
         self.mirrors.borrow_mut().remove(&id);
-        Ok(false)
+        served.map(|()| false)
     }
 
     /// Whether a checkpoint of `owner` that this node took up has all its copies, or is not here any
@@ -524,7 +551,8 @@ impl Node {
     }
 
     /// Who has a later epoch of this mirror's checkpoint: its owner, else a synced mirror, whose
-    /// owner is being recovered from it. An error while it is not clear who will.
+    /// owner is being recovered from it. An error while it is not clear who will, and as long as
+    /// another checkpoint has the name.
     async fn taken_over_already(
         self: &Rc<Self>,
         owner: &NodeId,
@@ -548,6 +576,14 @@ impl Node {
         later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.identity.checkpoint == mine.identity.checkpoint;
         let owns = |c: &Copy| matches!(c.standing, Standing::Owns(_));
+        // Made anew while this one was out of reach. Its copy that waits here is not erased either.
+        let newer_here = self.owned.borrow().get(name).is_some_and(|o| {
+            o.meta.identity.checkpoint != mine.identity.checkpoint && o.meta.epoch >= mine.epoch
+        });
+        if newer_here || later.iter().any(|c| owns(c) && !same(c)) {
+            let why = format!("{name} was made anew meanwhile, and that one has the name");
+            return Err(Failure::new(FailureKind::OwnedElsewhere, why));
+        }
         // Also an owner that gave it up once and went on with it after all.
         later.retain(|c| same(c) && c.epoch >= mine.epoch + u64::from(!owns(c)));
         if let Some(at) = later.iter().position(owns) {
@@ -573,9 +609,12 @@ impl Node {
     }
 
     /// Hands an owned checkpoint to the data plane, if this is still the life of the node in which
-    /// the operation began. Else it is kept as a copy that somebody else has taken over.
+    /// the operation began. Else it is kept as a copy that somebody else has taken over. Also one whose
+    /// memory no transport takes is kept, and tried again (`server/leftovers.rs`).
     pub(super) async fn serve(&self, mut owned: Owned, life: u64) -> Result<(), Failure> {
         let name = owned.meta.name.clone();
+        // Of the ownership before: late news of that one may have come after its end.
+        self.synced_views.borrow_mut().remove(&name);
         let (region, epoch) = (owned.region.clone(), owned.meta.epoch);
         let newest = region.newest_by_record().map(|found| Committed {
             version: found.record.sequence,
@@ -586,11 +625,15 @@ impl Node {
         let copies = usize::from(self.config.mirrors);
         let own = |reply| Command::Own { name: own_name, region, epoch, copies, newest, reply };
         let memory = self.data_plane.ask(own).await?;
-        owned.memory = Some(memory.map_err(|e| internal(&e))?);
+        let (memory, refused) = match memory {
+            Ok(memory) => (Some(memory), Ok(())),
+            Err(error) => (None, Err(internal(&error))),
+        };
+        owned.memory = memory;
         if self.life.get() == life {
             self.owned.borrow_mut().insert(name, owned);
             self.changed.notify_waiters();
-            return Ok(());
+            return refused;
         }
         owned.meta.held = Held::Superseded;
         let kept = self.store.write_meta(&owned.meta);

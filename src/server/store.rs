@@ -99,6 +99,36 @@ pub struct Meta {
     pub taken_from: Vec<NodeId>,
 }
 
+impl Meta {
+    /// Of a region that is yet to be made.
+    pub fn new(
+        name: Name,
+        identity: Identity,
+        layout: Layout,
+        epoch: u64,
+        owner: Owner,
+        held: Held,
+        region: u64,
+    ) -> Self {
+        let (bytes, backing) = (0, Backing::default()); // `Store::create` says what it took
+        let (successor, ended, taken_from) = (None, None, Vec::new());
+        Self {
+            name,
+            identity,
+            layout,
+            epoch,
+            owner,
+            held,
+            region,
+            bytes,
+            backing,
+            successor,
+            ended,
+            taken_from,
+        }
+    }
+}
+
 /// In which way a node has a region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -192,7 +222,16 @@ impl Store {
         from: &Region,
         slot: Option<usize>,
     ) -> Result<Stored, StoreError> {
-        let stored = self.create(meta)?;
+        self.fill(self.create(meta)?, from, slot)
+    }
+
+    /// The same for a region that was made already. On error it is gone.
+    pub fn fill(
+        &self,
+        stored: Stored,
+        from: &Region,
+        slot: Option<usize>,
+    ) -> Result<Stored, StoreError> {
         let Some(slot) = slot else { return self.describe(stored) };
         let copy = || -> Result<(), SlotError> {
             let into = &stored.region;
@@ -385,20 +424,10 @@ mod tests {
     }
 
     fn meta(region: u64) -> Meta {
-        Meta {
-            name: Name::new("sched").unwrap(),
-            identity: Identity { checkpoint: 1, generation: 1 },
-            layout: Layout::new(10_000, 2).unwrap(),
-            epoch: 1,
-            owner: Owner { uid: rustix::process::geteuid().as_raw(), gid: 0, mode: 0o640 },
-            held: Held::Owned,
-            region,
-            bytes: 0,
-            backing: Backing::default(),
-            successor: None,
-            ended: None,
-            taken_from: Vec::new(),
-        }
+        let identity = Identity { checkpoint: 1, generation: 1 };
+        let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: 0, mode: 0o640 };
+        let (name, layout) = (Name::new("sched").unwrap(), Layout::new(10_000, 2).unwrap());
+        Meta::new(name, identity, layout, 1, owner, Held::Owned, region)
     }
 
     #[test]

@@ -17,26 +17,13 @@ use crate::{
     membership::{Member, NodeId},
     name::Name,
     protocol::{Failure, FailureKind, Role},
-    region::{Identity, Region, files::Backing, mapping::Mapping},
+    region::{Identity, Region, mapping::Mapping},
     transport::{Access, MemoryId, Purpose, Segment, Stamp, Terms},
 };
 
 impl Node {
-    /// Takes a checkpoint over from another node. All the while this node says that it is making
-    /// it, so that nobody takes an older copy for the newest.
-    pub(super) async fn move_here(
-        self: &Rc<Self>,
-        wish: &Wish,
-        from: &Member,
-        copy: &Copy,
-    ) -> Result<(), Failure> {
-        self.creating.borrow_mut().insert(wish.name.clone());
-        let moved = self.take_over(wish, from, copy).await;
-        self.creating.borrow_mut().remove(&wish.name);
-        moved
-    }
-
-    async fn take_over(
+    /// Takes a checkpoint over from another node.
+    pub(super) async fn take_over(
         self: &Rc<Self>,
         wish: &Wish,
         from: &Member,
@@ -56,31 +43,19 @@ impl Node {
         let (name, caller, force) = (wish.name.clone(), wish.caller, wish.take_over);
         let request = Request::TakeOver { name, force, caller };
         let grant = self.call_for_grant(from, request).await?;
-        let meta = Meta {
-            name: wish.name.clone(),
-            identity: Identity {
-                checkpoint: grant.identity.checkpoint,
-                generation: grant.identity.generation + 1,
-            },
-            layout: grant.layout,
-            epoch: self.epoch_after(grant.epoch),
-            owner: grant.owner,
-            held: Held::Owned,
-            region: Self::draw(),
-            bytes: 0,
-            backing: Backing::default(),
-            successor: None,
-            ended: None,
-            taken_from: Vec::new(),
-        };
-        let stored = self.make_region(meta, None).await?;
+        let generation = grant.identity.generation + 1;
+        let identity = Identity { checkpoint: grant.identity.checkpoint, generation };
+        let (epoch, held, region) = (self.epoch_after(grant.epoch), Held::Owned, Self::draw());
+        let (name, layout, owner) = (wish.name.clone(), grant.layout, grant.owner);
+        let meta = Meta::new(name, identity, layout, epoch, owner, held, region);
+        let stored = self.make_region(meta).await?;
         let read = self.read_version(from, &grant, &stored.region, stored.meta.epoch).await;
         self.cast(from, Request::Fetched { key: grant.key });
         if let Err(failure) = read {
             self.remove_region(stored.meta, stored.path, stored.region).await;
             return Err(failure);
         }
-        self.store.write_meta(&stored.meta).map_err(|e| internal(&e))?;
+        let stored = self.describe_region(stored).await?;
         let version = grant.version.map_or(0, |(_, record)| record.sequence);
         tracing::info!(checkpoint = %wish.name, from = %from.id, version, "taken over");
         self.drop_owned(&wish.name).await; // an older copy of this node's own

@@ -151,11 +151,19 @@ impl Server {
                 }
             }
         }
-        let mut protected = true;
+        let (mut protected, mut failed) = (true, None);
         for (name, member) in homes {
-            protected &= self.adopt_at(&member, owner, &name, view.number).await?;
-            // What was decided and not done is decided anew.
-            adopted.insert(name, member);
+            match self.adopt_at(&member, owner, &name, view.number).await {
+                Ok(its) => {
+                    protected &= its;
+                    // What was decided and not done is decided anew.
+                    adopted.insert(name, member);
+                }
+                Err(failure) => failed = Some(failure),
+            }
+        }
+        if let Some(failure) = failed {
+            return Err(failure);
         }
         // Runs of which nobody can tell may have had checkpoints that nobody else has, but for the
         // owner itself.
@@ -412,6 +420,10 @@ impl Server {
         later.retain(|c| !matches!(&c.standing, Standing::Holds(of) if is_nothing(of, c.synced)));
         let same = |c: &Copy| c.checkpoint == mine.checkpoint;
         let owns = |c: &Copy| c.standing == Standing::Owns;
+        // Made anew while this one was out of reach.
+        if later.iter().any(|c| owns(c) && !same(c)) {
+            return Err(Failure::Unavailable);
+        }
         // Also an owner that gave it up once and went on with it after all.
         later.retain(|c| same(c) && c.epoch >= mine.epoch + u64::from(!owns(c)));
         if let Some(at) = later.iter().position(owns) {
@@ -581,7 +593,7 @@ impl Server {
                 let checkpoint = self.world.count();
                 let meta = Meta {
                     checkpoint,
-                    epoch: 1,
+                    epoch: self.epoch_after(0),
                     superseded: false,
                     successor: None,
                     ended: None,

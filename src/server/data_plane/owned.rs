@@ -222,7 +222,11 @@ impl Owned {
         let newest = self.newest();
         Report {
             name: self.name.clone(),
-            version: newest.map_or(0, |n| n.version),
+            // What a client that was sent away commits is not this server's any more.
+            version: match &self.attachment {
+                Some(_) => newest.map_or(0, |n| n.version),
+                None => self.mirror.version(),
+            },
             len: newest.map_or(0, |n| n.len),
             mirrored: self.mirror.mirrored(),
             copies: self
