@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::{
     Mutant,
-    oracle::payload_bytes,
+    oracle::{payload_bytes, slots},
     rpc::{Copy, Failure, FencedCopy, Reply, Request, Standing},
     server::{Held, LONG_CALL_TIMEOUT, Server},
     world::{Kept, Meta},
@@ -23,7 +23,7 @@ const RETRY_REFUSED_AFTER: Duration = Duration::from_millis(500);
 
 /// New memory for a checkpoint.
 pub(crate) fn new_region(name: &Name, checkpoint: u64) -> Region {
-    let layout = Layout::new(payload_bytes(name) as u64, 2).expect("sensible measures");
+    let layout = Layout::new(payload_bytes(name) as u64, slots(name)).expect("sensible measures");
     let bytes = layout.region_bytes();
     let file = File::from(memfd_create("simulated", MemfdFlags::CLOEXEC).expect("a memory file"));
     ftruncate(&file, bytes).expect("room for it");

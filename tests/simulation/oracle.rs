@@ -27,6 +27,11 @@ pub(crate) fn payload_bytes(name: &Name) -> usize {
     if name.as_str().ends_with('1') { 20_000 } else { 512 }
 }
 
+/// Of three slots one is two versions behind when it is written next.
+pub(crate) fn slots(name: &Name) -> u32 {
+    if name.as_str().ends_with(['1', '2']) { 3 } else { 2 }
+}
+
 /// What a version says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Says {
@@ -67,9 +72,9 @@ struct History {
     safe_at: Vec<(usize, u64)>,
     /// All of them have lost their memory since.
     lost: bool,
-    /// Who has served it, and the newest view in which somebody did.
+    /// Who has served it, and for which view its last owner synced it last.
     owners: BTreeSet<NodeId>,
-    served_in: u64,
+    synced_for: u64,
     /// By whom and where each epoch's versions were acknowledged last, and the oldest mark there.
     accepted: BTreeMap<u64, (u64, NodeId, BTreeSet<NodeId>)>,
 }
@@ -241,9 +246,9 @@ impl Oracle {
         self.histories.get(name).map_or(0, |h| h.acknowledged.0)
     }
 
-    /// Whether it may be right to keep this checkpoint back: somebody who had it, or may have taken it
-    /// since it was served last, lost its memory, and so did all that were its predecessors at some
-    /// time since. They may have had something newer.
+    /// Whether it may be right to keep this checkpoint back: somebody who had it, or was a member after
+    /// it was synced last, lost its memory, and so did all that were its predecessors at some time.
+    /// They may have had something newer, as far as anybody in the world can tell.
     pub(crate) fn is_in_doubt(&self, world: &World, name: &Name) -> bool {
         let Some(view) = self.views.values().next_back() else { return false };
         let Some(history) = self.histories.get(name) else { return false };
@@ -251,7 +256,7 @@ impl Oracle {
             world.machines[world.machine_named(&id.name)].memory_since.get() > id.incarnation
         };
         let had_it =
-            |owner: &NodeId, left| history.owners.contains(owner) || left >= history.served_in;
+            |owner: &NodeId, left| history.owners.contains(owner) || left >= history.synced_for;
         let gone = view.holders.iter().filter(|h| h.is_gone() && lost(&h.owner));
         let gone = gone.filter(|h| had_it(&h.owner, h.left));
         let mut runs = gone.flat_map(|h| &h.runs);
@@ -270,11 +275,18 @@ impl Oracle {
         history.written.insert(self_id, Written { version, parent, digest: digest(state) });
     }
 
-    /// Somebody serves it, in that view.
-    pub(crate) fn served(&mut self, name: &Name, by: &NodeId, view: u64) {
+    /// Somebody serves it, from this region.
+    pub(crate) fn served(&mut self, name: &Name, by: &NodeId, region: &Region) {
         if let Some(history) = self.histories.get_mut(name) {
             history.owners.insert(by.clone());
-            history.served_in = history.served_in.max(view);
+            history.synced_for = region.mark().map_or(0, |mark| mark.view);
+        }
+    }
+
+    /// A mark of this view is on its way.
+    pub(crate) fn synced(&mut self, name: &Name, view: u64) {
+        if let Some(history) = self.histories.get_mut(name) {
+            history.synced_for = history.synced_for.max(view);
         }
     }
 

@@ -43,7 +43,7 @@ pub(crate) struct Plane {
     memory: MemoryId,
     slots: Slots,
     /// Requests that read each local slot.
-    pins: [usize; 2],
+    pins: [usize; 3],
     pub(crate) outstanding: usize,
     pub(crate) leaving: bool,
     /// What the newest version says of itself.
@@ -112,7 +112,11 @@ impl Server {
             let mut owned = self.owned.borrow_mut();
             let Some(owned) = owned.get_mut(name) else { return };
             let region = &owned.kept.region;
-            self.world.oracle.borrow_mut().recovered(&self.id(), name, region, by_another);
+            {
+                let mut oracle = self.world.oracle.borrow_mut();
+                oracle.recovered(&self.id(), name, region, by_another);
+                oracle.served(name, &self.id(), region);
+            }
             let mapping = region.mapping().clone();
             let memory = self.transport.borrow_mut().register(mapping, Purpose::Post);
             let measures = Measures {
@@ -134,7 +138,7 @@ impl Server {
                 keys: BTreeMap::new(),
                 memory: memory.expect("the simulated transport takes all memory"),
                 slots: Slots::new(region.layout().capacity(), &region.versions(), len),
-                pins: [0; 2],
+                pins: [0; 3],
                 outstanding: 0,
                 leaving: false,
                 newest: newest.map_or(0, |found| crate::oracle::says(region, found.slot).self_id),
@@ -294,7 +298,6 @@ impl Server {
         let (since, predecessors) = predecessors(&view, &self.id());
         let mut owned = self.owned.borrow_mut();
         if let Some(plane) = owned.get_mut(name).and_then(|o| o.plane.as_mut()) {
-            self.world.oracle.borrow_mut().served(name, &plane.owner, view.number);
             plane.mirror.view_installed(view.number, since, &predecessors, |h| view.contains(h));
         }
     }
@@ -428,6 +431,7 @@ impl Server {
                     *mark_to = 1 - *mark_to;
                     plane.mirror.mark_posted(at, view, id.0);
                     plane.floor = plane.floor.max(view);
+                    self.world.oracle.borrow_mut().synced(name, view);
                     plane.outstanding += 1;
                     links.works.insert(id.0, Posted { name: name.clone(), from: None });
                 }
