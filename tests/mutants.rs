@@ -187,7 +187,7 @@ const MUTANTS: &[Mutant] = &[
         from: "if self.bulk_missing(remote) || remote.newest() < self.mirrored {",
         to: "if self.bulk_missing(remote) {",
         test: &["--test", "model_mirror", "random_walks"],
-        says: I3,
+        says: I5,
     },
     Mutant {
         name: "a mark below the floor will do",

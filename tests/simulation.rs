@@ -166,6 +166,6 @@ fn broken_rules_are_noticed() {
         (Mutant::NoFence, I6),
         (Mutant::SendsBeforeItPersists, MAJORITY),
     ];
-    all.retain(|(mutant, by)| !is_noticed(*mutant, by, 60));
+    all.retain(|(mutant, by)| !is_noticed(*mutant, by, 150));
     assert!(all.is_empty(), "not noticed: {all:?}");
 }
