@@ -170,7 +170,7 @@ const MUTANTS: &[Mutant] = &[
         file: "src/mirror/mod.rs",
         from: "r.mark > 0 && r.mark >= self.floor)",
         to: "r.mark > 0)",
-        test: FLAPPING,
+        test: SIMULATION,
         says: I7,
     },
     Mutant {

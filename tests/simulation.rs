@@ -31,7 +31,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use invariants::{I1, I3, I6, I8, MAJORITY};
+use invariants::{I1, I3, I6, I8, MAJORITY, ONE_MIRROR};
 use storm::run;
 use tally::Tally;
 use world::Params;
@@ -47,6 +47,8 @@ enum Mutant {
     Amnesia,
     /// A holder that says what it has goes on accepting writes (F1).
     NoFence,
+    /// Whoever follows an owner keeps its epoch (C2).
+    EpochKept,
     /// What a voter says leaves before what it must not forget is stored (V5).
     SendsBeforeItPersists,
 }
@@ -164,6 +166,7 @@ fn broken_rules_are_noticed() {
         (Mutant::WipedAtEviction, I1),
         (Mutant::Amnesia, I8),
         (Mutant::NoFence, I6),
+        (Mutant::EpochKept, ONE_MIRROR),
         (Mutant::SendsBeforeItPersists, MAJORITY),
     ];
     all.retain(|(mutant, by)| !is_noticed(*mutant, by, 150));

@@ -75,9 +75,12 @@ struct History {
     /// Who has served it, and for which view its last owner synced it last.
     owners: BTreeSet<NodeId>,
     synced_for: u64,
-    /// By whom and where each epoch's versions were acknowledged last, and the oldest mark there.
-    accepted: BTreeMap<u64, (u64, NodeId, BTreeSet<NodeId>)>,
+    /// How each epoch's versions were acknowledged last.
+    accepted: BTreeMap<u64, Acknowledging>,
 }
+
+/// The oldest mark, the owner and the holders of an acknowledgement.
+type Acknowledging = (u64, NodeId, BTreeSet<NodeId>);
 
 struct Written {
     version: Version,
@@ -339,7 +342,8 @@ impl Oracle {
         history.acknowledged_by = mark;
         let new = (mark, owner.clone(), it.holders.iter().cloned().collect());
         let old = history.accepted.insert(epoch, new.clone());
-        if let Some(old) = old.filter(|old| new.0 < old.0 || new.0 == old.0 && new != *old) {
+        let others = |old: &Acknowledging| new.1 != old.1 || new.0 == old.0 && new.2 != old.2;
+        if let Some(old) = old.filter(|old| new.0 < old.0 || others(old)) {
             self.breaks(|| format!("{ONE_MIRROR}: {name}, epoch {epoch}: {new:?} after {old:?}"));
         }
     }
