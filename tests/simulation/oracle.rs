@@ -363,13 +363,13 @@ impl Oracle {
         let mut torn = None;
         for machine in &world.machines {
             let memory = machine.memory.borrow();
-            for (name, history) in &self.histories {
-                for kept in memory.copies_of(name) {
-                    let Some(found) = kept.region.newest_valid() else { continue };
-                    let (version, len) = (found.record.sequence, found.record.len);
-                    if !history.is_whole(&kept.region, found.slot, version, len) {
-                        torn = Some((name.clone(), version, machine.name.clone()));
-                    }
+            let mirrors = memory.mirrors.iter().map(|((name, _), kept)| (name, kept));
+            for (name, kept) in memory.owned.iter().chain(mirrors) {
+                let Some(history) = self.histories.get(name) else { continue };
+                let Some(found) = kept.region.newest_valid() else { continue };
+                let (version, len) = (found.record.sequence, found.record.len);
+                if !history.is_whole(&kept.region, found.slot, version, len) {
+                    torn = Some((name.clone(), version, machine.name.clone()));
                 }
             }
         }
