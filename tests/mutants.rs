@@ -2,14 +2,20 @@
 //! check it.
 //!
 //! That each mutant still fits the source is tested always. `bash tests/run mutants` makes them, in
-//! a copy of the source, and expects the named test to fail with the named words.
+//! a copy of the source, and expects the named test to fail with the named words. With
+//! `RINGKEEP_MUTANT=WORDS` only those whose name has these words.
 #![cfg(feature = "server")]
+
+#[allow(dead_code)]
+mod invariants;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
+
+use invariants::{I2, I3, I5, I7};
 
 struct Mutant {
     /// The wrong idea.
@@ -25,6 +31,9 @@ struct Mutant {
 
 const THREE: &[&str] = &["--test", "model_membership", "three_voters"];
 const AGREEMENT: &str = "I4 one value per view number";
+const FLAPPING: &[&str] = &["--test", "model_mirror", "the_predecessors_change_places"];
+const SIMULATION: &[&str] = &["--test", "simulation", "nothing"];
+const GOOD_END: &str = "a good end is possible";
 
 const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -146,6 +155,152 @@ const MUTANTS: &[Mutant] = &[
         test: &["--test", "model_membership", "with_one_crash"],
         says: "the next view can still be decided",
     },
+    // The mirror.
+    Mutant {
+        name: "posting a mark does not raise the floor",
+        file: "src/mirror/mod.rs",
+        from: "self.floor = self.floor.max(view);
+        self.remotes[at]",
+        to: "self.remotes[at]",
+        test: FLAPPING,
+        says: I7,
+    },
+    Mutant {
+        name: "holders below the floor acknowledge",
+        file: "src/mirror/mod.rs",
+        from: "r.mark > 0 && r.mark >= self.floor)",
+        to: "r.mark > 0)",
+        test: SIMULATION,
+        says: I7,
+    },
+    Mutant {
+        name: "holders outside the ring acknowledge",
+        file: "src/mirror/mod.rs",
+        from: "if self.record().any(|r| !in_ring(&r.holder)) {",
+        to: "if self.record().any(|r| !in_ring(&r.holder)) && false {",
+        test: &["--test", "model_mirror", "a_holder_is_evicted_and_its"],
+        says: I7,
+    },
+    Mutant {
+        name: "the last copy before the mark is left out",
+        file: "src/mirror/plan.rs",
+        from: "if self.bulk_missing(remote) || remote.newest() < self.mirrored {",
+        to: "if self.bulk_missing(remote) {",
+        test: &["--test", "model_mirror", "random_walks"],
+        says: I5,
+    },
+    Mutant {
+        name: "a mark below the floor will do",
+        file: "src/mirror/plan.rs",
+        from: "self.floor.max(self.since).max(1)",
+        to: "self.since.max(1)",
+        test: &["--test", "model_mirror", "two_copies_marked_in_different_views"],
+        says: GOOD_END,
+    },
+    Mutant {
+        name: "a mark of an older time as predecessor will do",
+        file: "src/mirror/plan.rs",
+        from: "self.floor.max(self.since).max(1)",
+        to: "self.floor.max(1)",
+        test: &["--test", "model_mirror", "somebody_is_the_predecessor"],
+        says: GOOD_END,
+    },
+    Mutant {
+        name: "the first mark of several switches",
+        file: "src/mirror/plan.rs",
+        from: "wanted.peek().is_some() && wanted.all(|r| r.mark >= self.mark_due())",
+        to: "wanted.peek().is_some() && wanted.any(|r| r.mark >= self.mark_due())",
+        test: &["--test", "model_mirror", "two_copies_marked_in_different_views"],
+        says: GOOD_END,
+    },
+    Mutant {
+        name: "the remote slot follows from the version's number",
+        file: "src/mirror/plan.rs",
+        from: "to: self.remotes[at].target() }",
+        to: "to: version as usize % self.measures.slots }",
+        test: SIMULATION,
+        says: I5,
+    },
+    Mutant {
+        name: "what a holder claims to have is overwritten first",
+        file: "src/mirror/remote.rs",
+        from: ".filter(|&i| !under_way(i) && Some(i) != kept)",
+        to: ".filter(|&i| !under_way(i) && (true || Some(i) != kept))",
+        test: &["--test", "model_mirror", "a_holder_is_evicted_and_its"],
+        says: I5,
+    },
+    Mutant {
+        name: "a holder's slot lacks only what the last version changed",
+        file: "src/mirror/remote.rs",
+        from: "slot.stale.union(changed);",
+        to: "slot.stale.clear();
+            slot.stale.union(changed);",
+        test: SIMULATION,
+        says: I7,
+    },
+    Mutant {
+        name: "a recovery asks the newest holders only",
+        file: "src/recovery.rs",
+        from: "for run in runs.iter().rev().filter(",
+        to: "for run in runs.iter().rev().take(1).filter(",
+        test: FLAPPING,
+        says: I3,
+    },
+    Mutant {
+        name: "a holder with a mark of whichever time is exact",
+        file: "src/recovery.rs",
+        from: "report.mark.is_some_and(|mark| mark >= run.since)",
+        to: "report.mark.is_some_and(|mark| mark >= run.since.min(1))",
+        test: FLAPPING,
+        says: I3,
+    },
+    Mutant {
+        name: "holders that cannot be asked are passed over",
+        file: "src/recovery.rs",
+        from: "if heard().next().is_none() {",
+        to: "if heard().next().is_none() && runs.is_empty() {",
+        test: FLAPPING,
+        says: I3,
+    },
+    // Updates.
+    Mutant {
+        name: "after an update was given up the other slot is next",
+        file: "src/commit/slots.rs",
+        from: ".filter(|&i| Some(i) != self.newest)
+            .min_by_key(|&i| self.slots[i].version)",
+        to: ".min_by_key(|&i| match self.slots[i].version {
+                0 => Version::MAX,
+                version => version,
+            })",
+        test: SIMULATION,
+        says: I5,
+    },
+    Mutant {
+        name: "the slot of an update follows from the version's number",
+        file: "src/commit/slots.rs",
+        from: "Working { slot, source: self.newest }",
+        to: "let slot = (slot - slot) + self.version() as usize % self.slots.len();
+        Working { slot, source: self.newest }",
+        test: SIMULATION,
+        says: I5,
+    },
+    Mutant {
+        name: "a slot lacks only what the last version changed, in a whole ring",
+        file: "src/commit/slots.rs",
+        from: "slot.stale.union_ranges(&self.changed);",
+        to: "slot.stale.clear();
+                slot.stale.union_ranges(&self.changed);",
+        test: SIMULATION,
+        says: I2,
+    },
+    Mutant {
+        name: "a record's checksum covers all but the sequence",
+        file: "src/commit/record.rs",
+        from: "XxHash3_64::oneshot(&record[..CHECKSUM_AT])",
+        to: "XxHash3_64::oneshot(&[&record[..32], &record[40..CHECKSUM_AT]].concat())",
+        test: SIMULATION,
+        says: I2,
+    },
 ];
 
 fn root() -> &'static Path {
@@ -181,7 +336,8 @@ fn copy_of_the_source() -> PathBuf {
 fn every_mutant_is_caught() {
     let copy = copy_of_the_source();
     let mut survivors = Vec::new();
-    for mutant in MUTANTS {
+    let wanted = std::env::var("RINGKEEP_MUTANT").unwrap_or_default();
+    for mutant in MUTANTS.iter().filter(|mutant| mutant.name.contains(&wanted)) {
         let file = copy.join(mutant.file);
         fs::write(&file, mutated(mutant)).unwrap();
         let output = Command::new("cargo")

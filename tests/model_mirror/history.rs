@@ -6,6 +6,9 @@ use ringkeep::recovery::Run;
 /// Nodes besides the owner.
 pub(crate) const NODES: usize = 4;
 
+/// Lives of one node in one history.
+const LIVES_MAX: u8 = 3;
+
 /// A life of a node: the node's number in the upper half, the life's in the lower, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Holder(pub u8);
@@ -75,6 +78,7 @@ impl History {
                 let node = (member.to_ascii_lowercase() as u8 - b'a') as usize;
                 if before[node] == 0 {
                     newest_lives[node] += 1;
+                    assert!(newest_lives[node] <= LIVES_MAX);
                 }
                 lives[node] = newest_lives[node];
                 if member.is_ascii_lowercase() {
@@ -94,6 +98,12 @@ impl History {
     /// The number of the last view.
     pub(crate) fn last(&self) -> u8 {
         self.views.len() as u8
+    }
+
+    /// The number of the last view that has the owner.
+    pub(crate) fn last_with_owner(&self) -> u8 {
+        let last = self.views.iter().rposition(|view| view.owner);
+        last.expect("it founded") as u8 + 1
     }
 
     pub(crate) fn view(&self, number: u8) -> &View {

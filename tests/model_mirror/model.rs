@@ -6,19 +6,18 @@ use stateright::{Model, Property};
 use crate::{
     Limits, Mutant,
     history::{History, Holder},
+    invariants::{I1, I2, I3, I5, I6, I7, ONE_MIRROR},
     owner::Owners,
     recoveries::Recoveries,
     world::{Action, NONE, State, broken},
 };
 
-pub(crate) const I1: &str = "I1 with K crashes a live node has what was acknowledged";
-pub(crate) const I3: &str = "I3 a recovery hands out what was acknowledged";
-pub(crate) const I5: &str = "I5 the newest acknowledged copy is not overwritten";
-pub(crate) const I7: &str = "I7 acknowledged by all, above the floor";
+pub(crate) const GOOD_END: &str = "a good end is possible";
 
 /// One number of copies, one history.
 pub(crate) struct MirrorModel {
     pub(crate) copies: usize,
+    pub(crate) views: &'static str,
     pub(crate) history: History,
     pub(crate) limits: Limits,
     pub(crate) mutant: Option<Mutant>,
@@ -27,10 +26,20 @@ pub(crate) struct MirrorModel {
 }
 
 impl MirrorModel {
-    pub(crate) fn new(copies: usize, views: &str, limits: Limits, mutant: Option<Mutant>) -> Self {
+    pub(crate) fn new(
+        copies: usize,
+        views: &'static str,
+        limits: Limits,
+        mutant: Option<Mutant>,
+    ) -> Self {
         let history = History::new(copies, views);
         let owners = Owners::new(copies, history.views().to_vec(), mutant);
-        Self { copies, history, limits, mutant, owners, recoveries: Recoveries::default() }
+        Self { copies, views, history, limits, mutant, owners, recoveries: Recoveries::default() }
+    }
+
+    /// The owner acknowledges under a lease, and nobody fences it.
+    pub(crate) fn has_leases(&self) -> bool {
+        matches!(self.mutant, Some(Mutant::LeaseAtPosting | Mutant::LeaseAfterCompletion))
     }
 
     /// With at most K crashes a node that is up has the last acknowledged version.
@@ -46,7 +55,7 @@ impl MirrorModel {
     /// when the owner, or every one of its predecessors, is lost or out of the ring already.
     fn good_end(&self, state: &State) -> bool {
         let history = &self.history;
-        let last = (1..=history.last()).rev().find(|&v| history.view(v).owner).expect("it founded");
+        let last = history.last_with_owner();
         if state.owner_crashed || state.nodes.iter().any(|n| n.view > last) {
             return true;
         }
@@ -116,17 +125,23 @@ impl Model for MirrorModel {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::always(I1, Self::somebody_has_it),
+            Property::always(I2, |_, s: &State| s.broken & broken::I2_TORN == 0),
+            // Also those that the old owner gives later: both only grow, and are compared in each
+            // state.
             Property::always(I3, |_, s: &State| s.recovered == NONE || s.recovered >= s.acked),
             Property::always(I5, |_, s: &State| s.broken & broken::I5_OVERWRITTEN == 0),
             Property::always(I7, |_, s: &State| s.broken & broken::I7_BELOW_FLOOR == 0),
-            Property::always("one set of holders acknowledges at a time", |_, s: &State| {
-                s.broken & broken::TWO_SETS == 0
-            }),
+            Property::always(ONE_MIRROR, |_, s: &State| s.broken & broken::TWO_MIRRORS == 0),
             Property::sometimes("a version is acknowledged", |_, s: &State| s.acked > 0),
             Property::sometimes("a version is recovered", |_, s: &State| {
                 s.recovered != NONE && s.recovered > 0
             }),
         ];
+        // A lease stands in for the fence: what lands late is not acknowledged any more.
+        if !self.has_leases() {
+            properties
+                .push(Property::always(I6, |_, s: &State| s.broken & broken::I6_LANDED_LATE == 0));
+        }
         if self.history.has_former_lives() {
             properties
                 .push(Property::sometimes("a former life's copy is recovered", |m: &Self, _| {
@@ -135,7 +150,7 @@ impl Model for MirrorModel {
         }
         if self.limits.good_ends {
             let good_end = |m: &Self, s: &State| m.good_end(s);
-            properties.push(Property::always("a good end is possible", good_end));
+            properties.push(Property::always(GOOD_END, good_end));
         }
         properties
     }

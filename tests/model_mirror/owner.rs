@@ -149,6 +149,7 @@ impl Owners {
     /// Tells the mirror. What is newly acknowledged, if anything.
     fn happen(&self, server: &mut Server, input: Input) -> Option<(u8, Vec<Holder>)> {
         let before = server.acknowledges(self.mutant);
+        let mut past_the_mirror = None;
         match input {
             Input::View(view) => {
                 let at = &self.views[usize::from(view) - 1];
@@ -173,13 +174,15 @@ impl Owners {
                 server.mirror.lost(&holder);
             }
             Input::Completed(work) => {
-                server.works.retain(|(w, _)| *w != work);
+                let holder =
+                    server.works.extract_if(.., |(w, _)| *w == work).map(|(_, h)| h).next();
                 if let Some(at) = server.marks.iter().position(|(w, ..)| *w == work) {
                     let (_, holder, view) = server.marks.remove(at);
                     server.mark_posted(holder, view, work);
                 }
                 for (_, version) in server.smuggled.extract_if(.., |(w, _)| *w == work) {
                     server.smuggled_up_to = server.smuggled_up_to.max(version);
+                    past_the_mirror = holder;
                 }
                 server.mirror.completed(work.into(), true);
             }
@@ -189,7 +192,8 @@ impl Owners {
             }
         }
         let after = server.acknowledges(self.mutant);
-        (after > before).then(|| (after, server.of_record()))
+        let of_record = || past_the_mirror.map_or_else(|| server.of_record(), |h| vec![h]);
+        (after > before).then(|| (after, of_record()))
     }
 
     /// Does what the mirror wants done, as the data plane does after each event.

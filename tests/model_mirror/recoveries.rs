@@ -14,17 +14,26 @@ use crate::{
     Mutant,
     history::{Holder, NODES},
     model::MirrorModel,
-    world::{NONE, State},
+    world::{NONE, State, TORN, broken},
 };
 
 /// What a node can say: its life, since which life it has its memory, its mark, its newest version.
 type Said = Option<(u8, u8, u8, u8)>;
 type Question = (u8, [Said; NODES]);
 
+/// What recoveries that reach some nodes and not others could hand out.
+#[derive(Clone, Copy)]
+struct Outcome {
+    /// The oldest version.
+    oldest: u8,
+    /// One that is not whole.
+    torn: bool,
+}
+
 /// Which versions could be handed out was worked out before.
 #[derive(Default)]
 pub(crate) struct Recoveries {
-    oldest: RwLock<HashMap<Question, u8>>,
+    outcomes: RwLock<HashMap<Question, Outcome>>,
     used_former: AtomicBool,
 }
 
@@ -45,27 +54,47 @@ impl MirrorModel {
         }
         let question = (state.confirmed, said);
         let known =
-            self.recoveries.oldest.read().expect("no checker panicked").get(&question).copied();
-        let oldest = known.unwrap_or_else(|| {
-            let oldest = self.oldest_for(&question);
-            self.recoveries.oldest.write().expect("no checker panicked").insert(question, oldest);
-            oldest
+            self.recoveries.outcomes.read().expect("no checker panicked").get(&question).copied();
+        let outcome = known.unwrap_or_else(|| {
+            let outcome = self.outcome_for(&question);
+            let mut outcomes = self.recoveries.outcomes.write().expect("no checker panicked");
+            outcomes.insert(question, outcome);
+            outcome
         });
-        state.recovered = state.recovered.min(oldest);
+        state.recovered = state.recovered.min(outcome.oldest);
+        if outcome.torn {
+            state.broken |= broken::I2_TORN;
+        }
     }
 
     /// What each node that has fenced the owner can say. Fenced once, its copy does not change.
     pub(crate) fn said(&self, state: &State) -> [Said; NODES] {
         std::array::from_fn(|n| {
             let node = &state.nodes[n];
-            let fenced = self.is_member(state, n as u8) && !self.history.view(node.view).owner;
-            fenced.then(|| (node.life, node.memory_since, node.mark, node.newest()))
+            let newest = match self.mutant {
+                Some(Mutant::RecordsAreBelieved) => node.newest_by_record(),
+                _ => node.newest(),
+            };
+            self.answers(state, n as u8).then_some((
+                node.life,
+                node.memory_since,
+                node.mark,
+                newest,
+            ))
         })
     }
 
-    fn oldest_for(&self, &(confirmed, said): &Question) -> u8 {
+    /// Whether a node says in a recovery what it has: it has fenced the owner.
+    pub(crate) fn answers(&self, state: &State, n: u8) -> bool {
+        let removed = |view: u8| view > 0 && !self.history.view(view).owner;
+        let asked = self.mutant == Some(Mutant::AnswersUnfenced)
+            && state.nodes.iter().any(|node| removed(node.view));
+        self.is_member(state, n) && (asked || removed(state.nodes[usize::from(n)].view))
+    }
+
+    fn outcome_for(&self, &(confirmed, said): &Question) -> Outcome {
         let history = &self.history;
-        let mut oldest = NONE;
+        let (mut oldest, mut torn) = (NONE, false);
         for reached in 1..1u8 << NODES {
             let nobody_else = |n: &usize| reached >> n & 1 == 0;
             if (0..NODES).filter(|n| !nobody_else(n)).any(|n| said[n].is_none()) {
@@ -76,8 +105,11 @@ impl MirrorModel {
             for runs in [&history.runs[..], history.runs_since(confirmed)] {
                 oldest = match self.decide(runs, &heard) {
                     Decision::Exact { holder, version } => {
-                        if heard[holder.node()].is_some_and(|(life, ..)| life != holder.life()) {
-                            self.recoveries.used_former.store(true, Ordering::Relaxed);
+                        if let Some((life, _, _, newest)) = heard[holder.node()] {
+                            torn |= newest & TORN != 0;
+                            if life != holder.life() {
+                                self.recoveries.used_former.store(true, Ordering::Relaxed);
+                            }
                         }
                         oldest.min(version as u8)
                     }
@@ -86,7 +118,7 @@ impl MirrorModel {
                 };
             }
         }
-        oldest
+        Outcome { oldest, torn }
     }
 
     /// What a recovery that hears this decides.
@@ -94,7 +126,7 @@ impl MirrorModel {
         let answer = |holder: &Holder| {
             let (life, memory_since, mark, version) = heard[holder.node()]?;
             let mark = (mark > 0).then_some(mark.into());
-            let report = Report { mark, version: version.into() };
+            let report = Report { mark, version: u64::from(version & !TORN) };
             let has_its_memory = life == holder.life() || memory_since <= holder.life();
             if self.mutant == Some(Mutant::FormerHasNothing) && !has_its_memory {
                 return Some(Report { mark: None, version: 0 });

@@ -14,8 +14,13 @@ pub(crate) const NONE: u8 = u8::MAX;
 pub(crate) mod broken {
     pub(crate) const I5_OVERWRITTEN: u8 = 1;
     pub(crate) const I7_BELOW_FLOOR: u8 = 2;
-    pub(crate) const TWO_SETS: u8 = 4;
+    pub(crate) const TWO_MIRRORS: u8 = 4;
+    pub(crate) const I2_TORN: u8 = 8;
+    pub(crate) const I6_LANDED_LATE: u8 = 16;
 }
+
+/// In a slot's version: the record claims it, and the bytes are others.
+pub(crate) const TORN: u8 = 0x80;
 
 /// What travels to a holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,6 +39,8 @@ pub(crate) struct InFlight {
     pub(crate) write: Write,
     /// It is in the holder's memory; its completion is on the way back.
     pub(crate) landed: bool,
+    /// With [`Mutant::LeaseAtPosting`]: the owner had a lease when it was posted.
+    pub(crate) leased: bool,
 }
 
 /// A node that holds mirrors.
@@ -46,7 +53,7 @@ pub(crate) struct Node {
     pub(crate) crashed: bool,
     /// It has the memory of all its lives from this one on.
     pub(crate) memory_since: u8,
-    /// The version in each slot; 0: none that is whole.
+    /// The version in each slot, with [`TORN`] if its checksums are wrong; 0: none.
     pub(crate) slots: [u8; SLOTS],
     pub(crate) mark: u8,
     /// Names the memory.
@@ -60,7 +67,16 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn newest(&self) -> u8 {
-        self.slots.iter().copied().max().unwrap_or(0)
+        self.whole().into_iter().max().unwrap_or(0)
+    }
+
+    /// The newest version by the records alone, with [`TORN`].
+    pub(crate) fn newest_by_record(&self) -> u8 {
+        self.slots.iter().copied().max_by_key(|slot| slot & !TORN).unwrap_or(0)
+    }
+
+    fn whole(&self) -> [u8; SLOTS] {
+        self.slots.map(|slot| if slot & TORN == 0 { slot } else { 0 })
     }
 
     fn forget(&mut self) {
@@ -99,6 +115,11 @@ pub(crate) struct State {
     pub(crate) acked: u8,
     /// The oldest mark among the holders that did it.
     pub(crate) acked_by: u8,
+    /// Who they were, the life of each in two bits; 0: one has lost its memory since.
+    pub(crate) acked_at: u8,
+    /// Voters let the owner acknowledge: till it is over they remove nobody. Without
+    /// [`MirrorModel::has_leases`] always.
+    pub(crate) lease: bool,
     /// The newest mark that this life of the server posted.
     pub(crate) floor: u8,
     /// The newest view for which all copies were confirmed to be synced.
@@ -123,6 +144,8 @@ pub(crate) enum Action {
     OwnerCrashes,
     /// The owner's server restarts: it knows its region and its view.
     OwnerRestarts,
+    LeaseEnds,
+    LeaseBegins,
     /// The holder makes a mirror ready and ends the older connection.
     Prepare(u8),
     /// A write lands in part.
@@ -154,6 +177,8 @@ impl MirrorModel {
             version: 0,
             acked: 0,
             acked_by: 0,
+            acked_at: 0,
+            lease: true,
             floor: 0,
             confirmed: 0,
             recovered: NONE,
@@ -189,6 +214,14 @@ impl MirrorModel {
                 actions.push(Action::OwnerRestarts);
             }
         }
+        if self.has_leases() && state.lease {
+            actions.push(Action::LeaseEnds);
+        }
+        // Who knows of a removal voted for it, or others did.
+        let removed = |node: &Node| node.view > 0 && !self.history.view(node.view).owner;
+        if !state.lease && !state.nodes.iter().any(removed) {
+            actions.push(Action::LeaseBegins);
+        }
         for n in 0..NODES as u8 {
             self.possible_at(state, n, actions);
         }
@@ -197,7 +230,11 @@ impl MirrorModel {
     fn possible_at(&self, state: &State, n: u8, actions: &mut Vec<Action>) {
         let node = &state.nodes[usize::from(n)];
         let may_crash = state.crashes < self.limits.crashes;
-        for view in node.view + 1..=self.history.last() {
+        let mut views = node.view + 1..=self.history.last();
+        if self.has_leases() && state.lease {
+            views = node.view + 1..=self.history.last_with_owner();
+        }
+        for view in views {
             let life = self.history.view(view).lives[usize::from(n)];
             if life > node.life {
                 if !node.crashed && node.life > 0 {
@@ -221,7 +258,7 @@ impl MirrorModel {
             } else if node.open {
                 actions.push(Action::Land(n));
                 if let Write::Version { slot, .. } = flight.write
-                    && node.slots[usize::from(slot)] != 0
+                    && node.whole()[usize::from(slot)] != 0
                 {
                     actions.push(Action::Tear(n));
                 }
@@ -293,9 +330,15 @@ impl MirrorModel {
             Action::Prepare(n) => self.prepare(state, n),
             Action::Tear(n) => self.land(state, n, true),
             Action::Land(n) => self.land(state, n, false),
+            Action::LeaseEnds => state.lease = false,
+            Action::LeaseBegins => state.lease = true,
             Action::Complete(n) => {
                 if let Some(flight) = state.nodes[usize::from(n)].wire.take() {
-                    self.tell(state, Input::Completed(flight.work));
+                    let may_acknowledge = match self.mutant {
+                        Some(Mutant::LeaseAtPosting) => flight.leased,
+                        _ => state.lease,
+                    };
+                    self.tell_and(state, Input::Completed(flight.work), may_acknowledge);
                 }
             }
             Action::CompleteSpoiled(n) => {
@@ -355,15 +398,19 @@ impl MirrorModel {
         node.open = true;
         node.asked = 0;
         let holder = Holder::new(usize::from(n), node.life);
-        let (region, versions) = (node.region, node.slots);
+        let (region, versions) = (node.region, node.whole());
         self.tell(state, Input::Prepared { holder, region, versions });
     }
 
     fn land(&self, state: &mut State, n: u8, torn: bool) {
         let (acked, acked_by) = (state.acked, state.acked_by);
+        if self.answers(state, n) {
+            state.broken |= broken::I6_LANDED_LATE;
+        }
         let node = &mut state.nodes[usize::from(n)];
+        let before = node.whole();
         let Some(flight) = node.wire.as_mut() else { return };
-        let (before, write) = (node.slots, flight.write);
+        let write = flight.write;
         if !torn {
             flight.landed = true;
             if flight.work == 0 {
@@ -374,7 +421,7 @@ impl MirrorModel {
             Write::Mark(view) => node.mark = view,
             Write::Version { version, slot } => {
                 // In between it is neither the old version nor the new one.
-                node.slots[usize::from(slot)] = 0;
+                node.slots[usize::from(slot)] = version | TORN;
                 // One of those who acknowledged it, that is.
                 let had_it = before.contains(&acked) && node.mark >= acked_by;
                 if acked > 0 && had_it && node.newest() < acked {
@@ -392,7 +439,7 @@ impl MirrorModel {
         let node = &mut state.nodes[usize::from(n)];
         node.view = number;
         let evicted = view.lives[usize::from(n)] != node.life;
-        let fences = !view.owner && self.mutant != Some(Mutant::NoFence);
+        let fences = !view.owner && self.mutant != Some(Mutant::NoFence) && !self.has_leases();
         if evicted || fences {
             node.close(); // F1
         }
@@ -430,28 +477,33 @@ impl MirrorModel {
 
     /// Tells the owner, and does what it does then.
     fn tell(&self, state: &mut State, input: Input) {
+        self.tell_and(state, input, true);
+    }
+
+    fn tell_and(&self, state: &mut State, input: Input, may_acknowledge: bool) {
         let step = self.owners.step(state.owner, input);
         state.owner = step.next;
-        if let Some((version, holders)) = &step.acknowledged {
+        if let Some((version, holders)) = step.acknowledged.as_ref().filter(|_| may_acknowledge) {
             self.acknowledged(state, *version, holders);
         }
+        let leased = state.lease && self.mutant == Some(Mutant::LeaseAtPosting);
         for effect in &step.effects {
             match *effect {
                 Effect::Ask(holder) => state.nodes[holder.node()].asked = holder.life(),
                 Effect::Post { holder, work, version, mut slot } => {
                     let node = &mut state.nodes[holder.node()];
                     if slot == OLDEST_SLOT {
-                        slot =
-                            (0..SLOTS as u8).min_by_key(|&i| node.slots[usize::from(i)]).unwrap();
+                        let whole = node.whole();
+                        slot = (0..SLOTS as u8).min_by_key(|&i| whole[usize::from(i)]).unwrap();
                     }
                     let write = Write::Version { version, slot };
                     let life = holder.life();
-                    node.wire = Some(InFlight { life, work, write, landed: false });
+                    node.wire = Some(InFlight { life, work, write, landed: false, leased });
                 }
                 Effect::Mark { holder, work, view } => {
                     state.floor = state.floor.max(view);
                     let (life, write) = (holder.life(), Write::Mark(view));
-                    let flight = InFlight { life, work, write, landed: false };
+                    let flight = InFlight { life, work, write, landed: false, leased };
                     state.nodes[holder.node()].wire = Some(flight);
                 }
                 Effect::Synced(view) => state.confirmed = state.confirmed.max(view),
@@ -463,11 +515,14 @@ impl MirrorModel {
     /// ring and has the version under a mark at or above the floor, unless it has crashed since.
     fn acknowledged(&self, state: &mut State, version: u8, holders: &[Holder]) {
         let view = self.history.view(state.owner_view);
-        let mut oldest_mark = state.owner_view;
+        let (mut oldest_mark, mut at, mut all_left) = (state.owner_view, 0, true);
         let mut sound = holders.len() == self.copies && holders.iter().all(|h| view.contains(*h));
         for holder in holders {
             let node = &state.nodes[holder.node()];
-            if !node.crashed && node.memory_since <= holder.life() {
+            at |= holder.life() << (2 * holder.node());
+            let left = !node.crashed && node.memory_since <= holder.life();
+            all_left &= left;
+            if left {
                 sound &= node.mark >= state.floor && node.newest() >= version;
                 oldest_mark = oldest_mark.min(node.mark);
             }
@@ -475,10 +530,15 @@ impl MirrorModel {
         if !sound {
             state.broken |= broken::I7_BELOW_FLOOR;
         }
-        if oldest_mark < state.acked_by {
-            state.broken |= broken::TWO_SETS;
+        // Those marked for one view acknowledge until others are for a later one, and then no more.
+        let known = all_left && state.acked_at != 0;
+        let others = known && oldest_mark == state.acked_by && at != state.acked_at;
+        if oldest_mark < state.acked_by || others {
+            state.broken |= broken::TWO_MIRRORS;
         }
         state.acked_by = oldest_mark;
+        // The mark of one that lost its memory is not known.
+        state.acked_at = if all_left { at } else { 0 };
         state.acked = state.acked.max(version);
     }
 }

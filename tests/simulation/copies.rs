@@ -11,7 +11,8 @@ use ringkeep::{
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::{
-    oracle::PAYLOAD_BYTES,
+    Mutant,
+    oracle::{payload_bytes, slots},
     rpc::{Copy, Failure, FencedCopy, Reply, Request, Standing},
     server::{Held, LONG_CALL_TIMEOUT, Server},
     world::{Kept, Meta},
@@ -21,8 +22,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_REFUSED_AFTER: Duration = Duration::from_millis(500);
 
 /// New memory for a checkpoint.
-pub(crate) fn new_region(checkpoint: u64) -> Region {
-    let layout = Layout::new(PAYLOAD_BYTES as u64, 2).expect("sensible measures");
+pub(crate) fn new_region(name: &Name, checkpoint: u64) -> Region {
+    let layout = Layout::new(payload_bytes(name) as u64, slots(name)).expect("sensible measures");
     let bytes = layout.region_bytes();
     let file = File::from(memfd_create("simulated", MemfdFlags::CLOEXEC).expect("a memory file"));
     ftruncate(&file, bytes).expect("room for it");
@@ -158,7 +159,7 @@ impl Server {
             let nonce = self.world.count();
             let taken_from = Vec::new();
             let meta = Meta { checkpoint, epoch, superseded, successor, ended, taken_from, nonce };
-            let kept = Kept { meta, region: new_region(checkpoint) };
+            let kept = Kept { meta, region: new_region(&id.0, checkpoint) };
             self.keep_mirror(&id, &kept);
             let held = Held { kept, memory: None, key: None, fenced: false };
             self.mirrors.borrow_mut().insert(id.clone(), held);
@@ -288,10 +289,14 @@ impl Server {
             let _ = self.transport.borrow_mut().deregister(memory);
         }
         self.erase_mirror(id);
+        self.world.oracle.borrow_mut().look_for_copies(&self.world);
     }
 
     /// Stops accepting an owner's writes (rule F1).
     pub(crate) fn fence_quickly(&self, owner: &NodeId) {
+        if self.world.params.mutant == Some(Mutant::NoFence) {
+            return;
+        }
         let mut mirrors = self.mirrors.borrow_mut();
         for (_, mirror) in mirrors.iter_mut().filter(|((_, o), _)| o == owner) {
             mirror.fenced = true;
@@ -299,6 +304,13 @@ impl Server {
                 self.transport.borrow_mut().revoke(key);
             }
         }
+    }
+
+    /// As [`Server::fence`], for a recovery: from here on nothing of that owner changes here (I6).
+    pub(crate) fn answer_recovery(&self, owner: &NodeId) -> Vec<FencedCopy> {
+        let copies = self.fence(owner);
+        self.world.oracle.borrow_mut().answered(&self.world, self.at, owner);
+        copies
     }
 
     /// Stops accepting a dead owner's writes, then says what there is (rule H5).

@@ -191,7 +191,7 @@ impl Server {
                 if !self.has_memory_of(holder) {
                     continue;
                 }
-                Ok(self.fence(owner))
+                Ok(self.answer_recovery(owner))
             } else {
                 let (owner, holder) = (owner.clone(), holder.clone());
                 let request = Request::Fence { owner, holder, view: view.number };
@@ -439,6 +439,9 @@ impl Server {
 
     /// The epoch of an ownership that follows one of this epoch and begins now.
     fn epoch_after(&self, epoch: u64) -> u64 {
+        if self.world.params.mutant == Some(Mutant::EpochKept) {
+            return epoch;
+        }
         let view = self.view().map_or(0, |view| view.number);
         view.max(epoch + 1)
     }
@@ -600,7 +603,7 @@ impl Server {
                     taken_from: Vec::new(),
                     nonce: self.world.count(),
                 };
-                let kept = Kept { meta, region: new_region(checkpoint) };
+                let kept = Kept { meta, region: new_region(&name, checkpoint) };
                 self.keep_owned(&name, &kept);
                 self.owned.borrow_mut().insert(name.clone(), Owned { kept, plane: None });
                 self.serve(&name, false);
@@ -635,7 +638,7 @@ impl Server {
         let Reply::Granted { key, checkpoint, epoch, newest } = reply else {
             return Err(Failure::Unavailable);
         };
-        let region = new_region(checkpoint);
+        let region = new_region(name, checkpoint);
         if let Some((slot, version)) = newest {
             self.read_slot(&from.id, key, slot, &region).await?;
             if region.verify(0).ok().map(|record| record.sequence) != Some(version) {

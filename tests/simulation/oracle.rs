@@ -1,6 +1,9 @@
 //! What must hold, whatever happens. It sees everything at once, as nobody in the world can.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ringkeep::{
     commit::Version,
@@ -8,74 +11,126 @@ use ringkeep::{
     name::Name,
     region::Region,
 };
+use twox_hash::XxHash3_64;
 
-use crate::world::{Machine, World};
+use crate::{
+    invariants::{I1, I2, I3, I4, I5, I6, I7, I8, MAJORITY, ONE_MIRROR},
+    world::{Machine, World},
+};
 
-pub(crate) const PAYLOAD_BYTES: usize = 512;
+/// What a version says of itself stands here, and changes with each.
+pub(crate) const HEAD_BYTES: usize = 32;
+
+/// One checkpoint of each ring is too large for a single write: of that one only what changed
+/// travels.
+pub(crate) fn payload_bytes(name: &Name) -> usize {
+    if name.as_str().ends_with('1') { 20_000 } else { 512 }
+}
+
+/// Of three slots one is two versions behind when it is written next.
+pub(crate) fn slots(name: &Name) -> u32 {
+    if name.as_str().ends_with(['1', '2']) { 3 } else { 2 }
+}
 
 /// What a version says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Says {
-    pub(crate) version: Version,
     /// Different for each version that anybody ever wrote.
     pub(crate) self_id: u64,
-    /// The version that it was made from.
-    pub(crate) parent: u64,
 }
 
-/// The bytes of a version.
-pub(crate) fn payload(checkpoint: u64, version: u64, self_id: u64, parent: u64) -> Vec<u8> {
-    let head = [checkpoint, version, self_id, parent];
-    let words = (0..PAYLOAD_BYTES as u64 / 8).map(|at| match head.get(at as usize) {
-        Some(word) => *word,
-        None => self_id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(at as u32) ^ at,
-    });
-    words.flat_map(u64::to_le_bytes).collect()
+fn digest(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot(bytes)
 }
 
-fn read(region: &Region, slot: usize) -> Vec<u8> {
-    let mut bytes = vec![0; PAYLOAD_BYTES];
-    region.read_payload(slot, 0, &mut bytes).expect("a payload");
-    bytes
+/// A digest of all that lies in a region.
+fn all_of(region: &Region) -> u64 {
+    let mut bytes = vec![0; region.layout().region_bytes() as usize];
+    region.mapping().read_at(0, &mut bytes).expect("all of it");
+    digest(&bytes)
 }
 
 /// What a slot whose checksums are right says of itself.
 pub(crate) fn says(region: &Region, slot: usize) -> Says {
-    let bytes = read(region, slot);
+    let mut bytes = [0; HEAD_BYTES];
+    region.read_payload(slot, 0, &mut bytes).expect("a payload");
     let word = |at: usize| u64::from_le_bytes(bytes[8 * at..][..8].try_into().expect("8 bytes"));
-    Says { version: word(1), self_id: word(2), parent: word(3) }
+    Says { self_id: word(2) }
 }
 
 /// What became of one checkpoint.
 #[derive(Default)]
 struct History {
-    /// All that was ever written: its version and what it was made from.
-    written: BTreeMap<u64, (Version, u64)>,
+    /// All that was ever written.
+    written: BTreeMap<u64, Written>,
     /// The last acknowledged version, and what it says of itself.
     acknowledged: (Version, u64),
+    /// The oldest mark among the holders that did it.
+    acknowledged_by: u64,
     /// The machines that had it when it was acknowledged or protected anew, and how often each had
     /// lost its memory by then.
     safe_at: Vec<(usize, u64)>,
     /// All of them have lost their memory since.
     lost: bool,
+    /// Who has served it, and for which view its last owner synced it last.
+    owners: BTreeSet<NodeId>,
+    synced_for: u64,
+    /// How each epoch's versions were acknowledged last.
+    accepted: BTreeMap<u64, Acknowledging>,
+}
+
+/// The oldest mark, the owner and the holders of an acknowledgement.
+type Acknowledging = (u64, NodeId, BTreeSet<NodeId>);
+
+struct Written {
+    version: Version,
+    /// What it was made from.
+    parent: u64,
+    /// Of the state as its service knew it.
+    digest: u64,
+}
+
+/// An acknowledgement, and what it stands on.
+pub(crate) struct Accepted<'a> {
+    pub(crate) name: &'a Name,
+    pub(crate) version: Version,
+    pub(crate) owner: &'a NodeId,
+    pub(crate) epoch: u64,
+    pub(crate) holders: &'a [NodeId],
+    /// The newest mark that this owner put on its way.
+    pub(crate) floor: u64,
 }
 
 impl History {
     /// The version of that number from which `id` was made, or itself.
     fn ancestor(&self, mut id: u64, version: Version) -> Option<u64> {
         loop {
-            let (its, parent) = *self.written.get(&id)?;
-            if its <= version {
-                return (its == version).then_some(id);
+            let written = self.written.get(&id)?;
+            if written.version <= version {
+                return (written.version == version).then_some(id);
             }
-            id = parent;
+            id = written.parent;
         }
     }
 
     /// Whether everything up to `older` went into `id`.
     fn includes(&self, id: u64, older: u64) -> bool {
-        let Some((version, _)) = self.written.get(&older) else { return older == 0 };
-        self.ancestor(id, *version) == Some(older)
+        let Some(written) = self.written.get(&older) else { return older == 0 };
+        self.ancestor(id, written.version) == Some(older)
+    }
+
+    /// Whether a slot whose checksums are right has what was written there.
+    fn is_whole(&self, region: &Region, slot: usize, version: Version, len: u64) -> bool {
+        let mut bytes = vec![0; len as usize];
+        region.read_payload(slot, 0, &mut bytes).expect("a payload");
+        let written = self.written.get(&says(region, slot).self_id);
+        written.is_some_and(|w| w.version == version && w.digest == digest(&bytes))
+    }
+
+    /// Whether a slot has the last acknowledged version, or one that was made from it.
+    fn is_in_slot(&self, region: &Region, slot: usize) -> bool {
+        region.verify(slot).is_ok()
+            && self.includes(says(region, slot).self_id, self.acknowledged.1)
     }
 
     /// Whether a region has the last acknowledged version, or one that was made from it.
@@ -94,6 +149,9 @@ pub(crate) struct Oracle {
     views: BTreeMap<u64, Arc<View>>,
     votes: BTreeMap<(NodeId, u64), Durable>,
     histories: BTreeMap<Name, History>,
+    /// What a machine said in a recovery, by the machine, the memory that it had then, and whose
+    /// mirror: what lay there.
+    answered: BTreeMap<(usize, u64, Name, NodeId), u64>,
     pub(crate) lost: u64,
 }
 
@@ -129,7 +187,7 @@ impl Oracle {
         if let Some(known) = self.views.get(&view.number) {
             if known != view {
                 let number = view.number;
-                self.breaks(|| format!("I4 one value per view number: {number} has two"));
+                self.breaks(|| format!("{I4}: {number} has two"));
             }
             return false;
         }
@@ -145,9 +203,7 @@ impl Oracle {
             let (voted, needed) = (voted.count(), majority(before.voters.len()));
             if voted < needed {
                 let number = view.number;
-                self.breaks(|| {
-                    format!("a minority installs nothing: {number} has {voted} of {needed} votes")
-                });
+                self.breaks(|| format!("{MAJORITY}: {number} has {voted} of {needed} votes"));
             }
         }
         self.views.insert(view.number, view.clone());
@@ -166,7 +222,7 @@ impl Oracle {
             || old.votes.promised > new.votes.promised
             || accepted(&old) > accepted(new)
         {
-            self.breaks(|| format!("I8 nobody votes after amnesia: {}", new.me.id));
+            self.breaks(|| format!("{I8}: {}", new.me.id));
         }
     }
 
@@ -193,21 +249,149 @@ impl Oracle {
         self.histories.get(name).map_or(0, |h| h.acknowledged.0)
     }
 
-    /// Whether it may be right to keep a checkpoint back: an owner lost its memory, and so did all
-    /// that were its predecessors at some time since. They may have had something newer.
-    pub(crate) fn is_in_doubt(&self, world: &World) -> bool {
+    /// Whether it may be right to keep this checkpoint back: somebody who had it, or was a member after
+    /// it was synced last, lost its memory, and so did all that were its predecessors at some time.
+    /// They may have had something newer, as far as anybody in the world can tell.
+    pub(crate) fn is_in_doubt(&self, world: &World, name: &Name) -> bool {
         let Some(view) = self.views.values().next_back() else { return false };
+        let Some(history) = self.histories.get(name) else { return false };
         let lost = |id: &NodeId| {
             world.machines[world.machine_named(&id.name)].memory_since.get() > id.incarnation
         };
+        let had_it =
+            |owner: &NodeId, left| history.owners.contains(owner) || left >= history.synced_for;
         let gone = view.holders.iter().filter(|h| h.is_gone() && lost(&h.owner));
+        let gone = gone.filter(|h| had_it(&h.owner, h.left));
         let mut runs = gone.flat_map(|h| &h.runs);
         runs.any(|run| run.holders.iter().all(lost))
     }
 
-    pub(crate) fn committed(&mut self, name: &Name, version: Version, self_id: u64, parent: u64) {
+    pub(crate) fn committed(
+        &mut self,
+        name: &Name,
+        version: Version,
+        self_id: u64,
+        parent: u64,
+        state: &[u8],
+    ) {
         let history = self.histories.entry(name.clone()).or_default();
-        history.written.insert(self_id, (version, parent));
+        history.written.insert(self_id, Written { version, parent, digest: digest(state) });
+    }
+
+    /// Somebody serves it, from this region.
+    pub(crate) fn served(&mut self, name: &Name, by: &NodeId, region: &Region) {
+        if let Some(history) = self.histories.get_mut(name) {
+            history.owners.insert(by.clone());
+            history.synced_for = region.mark().map_or(0, |mark| mark.view);
+        }
+    }
+
+    /// A mark of this view is on its way.
+    pub(crate) fn synced(&mut self, name: &Name, view: u64) {
+        if let Some(history) = self.histories.get_mut(name) {
+            history.synced_for = history.synced_for.max(view);
+        }
+    }
+
+    /// A slot of the owner's own region, or of a holder's mirror, is about to be overwritten: not the
+    /// only one there that has what was acknowledged last. One that was not among the holders that
+    /// acknowledged it may have it by chance.
+    pub(crate) fn becomes_target(
+        &mut self,
+        name: &Name,
+        holder: Option<&NodeId>,
+        region: &Region,
+        slot: usize,
+    ) {
+        let Some(history) = self.histories.get(name) else { return };
+        let acknowledged = history.acknowledged;
+        let mark = region.mark().map_or(0, |mark| mark.view);
+        let counts = holder.is_none() || mark > 0 && mark >= history.acknowledged_by;
+        let others = (0..region.layout().slots()).filter(|other| *other != slot);
+        if acknowledged.0 > 0
+            && counts
+            && history.is_in_slot(region, slot)
+            && !others.into_iter().any(|other| history.is_in_slot(region, other))
+        {
+            self.breaks(|| format!("{I5}: slot {slot} of {name} at {holder:?}: {acknowledged:?}"));
+        }
+    }
+
+    /// An acknowledgement counts: each mark is at or above the floor, and one set of mirrors is
+    /// accepted at a time.
+    pub(crate) fn accepted(&mut self, world: &World, it: &Accepted<'_>) {
+        let Accepted { name, version, owner, epoch, floor, .. } = *it;
+        let mut marks = Vec::new();
+        for holder in it.holders {
+            // A holder that recovered it meanwhile has no mirror of that owner any more.
+            let Some(kept) = world.mirror_of(holder, name, owner) else { continue };
+            let mark = kept.region.mark().map_or(0, |mark| mark.view);
+            if mark < floor {
+                self.breaks(|| {
+                    format!("{I7}: {name} {version} at {holder}, marked for {mark}, floor {floor}")
+                });
+            }
+            marks.push(mark);
+        }
+        let Some(history) =
+            self.histories.get_mut(name).filter(|_| marks.len() == it.holders.len())
+        else {
+            return;
+        };
+        let mark = marks.into_iter().min().unwrap_or(0);
+        history.acknowledged_by = mark;
+        let new = (mark, owner.clone(), it.holders.iter().cloned().collect());
+        let old = history.accepted.insert(epoch, new.clone());
+        let others = |old: &Acknowledging| new.1 != old.1 || new.0 == old.0 && new.2 != old.2;
+        if let Some(old) = old.filter(|old| new.0 < old.0 || others(old)) {
+            self.breaks(|| format!("{ONE_MIRROR}: {name}, epoch {epoch}: {new:?} after {old:?}"));
+        }
+    }
+
+    /// A machine said in a recovery what it has of this owner's.
+    pub(crate) fn answered(&mut self, world: &World, at: usize, owner: &NodeId) {
+        let machine = &world.machines[at];
+        let memory = machine.memory.borrow();
+        for ((name, of), kept) in memory.mirrors.iter().filter(|((_, of), _)| of == owner) {
+            let key = (at, machine.memory_losses.get(), name.clone(), of.clone());
+            self.answered.entry(key).or_insert_with(|| all_of(&kept.region));
+        }
+    }
+
+    /// Whatever passes its checksums is whole, and what was said in a recovery is still so.
+    pub(crate) fn look_at_copies(&mut self, world: &World) {
+        let mut torn = None;
+        for machine in &world.machines {
+            let memory = machine.memory.borrow();
+            let mirrors = memory.mirrors.iter().map(|((name, _), kept)| (name, kept));
+            for (name, kept) in memory.owned.iter().chain(mirrors) {
+                let Some(history) = self.histories.get(name) else { continue };
+                let Some(found) = kept.region.newest_valid() else { continue };
+                let (version, len) = (found.record.sequence, found.record.len);
+                if !history.is_whole(&kept.region, found.slot, version, len) {
+                    torn = Some((name.clone(), version, machine.name.clone()));
+                }
+            }
+        }
+        if let Some((name, version, at)) = torn {
+            self.breaks(|| format!("{I2}: {name} {version} at {at}"));
+        }
+        let mut changed = None;
+        self.answered.retain(|(at, losses, name, owner), before| {
+            let machine = &world.machines[*at];
+            let memory = machine.memory.borrow();
+            let mirror = memory.mirrors.get(&(name.clone(), owner.clone()));
+            let mirror = mirror.filter(|_| machine.memory_losses.get() == *losses);
+            if mirror.is_some_and(|kept| all_of(&kept.region) != *before) {
+                changed = Some((name.clone(), owner.clone(), *at));
+            }
+            mirror.is_some()
+        });
+        if let Some((name, owner, at)) = changed {
+            self.breaks(|| {
+                format!("{I6}: {name} of {owner} changed at machine {at} after it was told")
+            });
+        }
     }
 
     /// A service was told that a version is on all its copies.
@@ -232,8 +416,8 @@ impl Oracle {
             let was = history.acknowledged;
             self.breaks(|| {
                 format!(
-                    "I3 a recovered version is at least every acknowledged one, and no two writers \
-                     are acknowledged: {name} {version} ({id}) by machine {at}, after {was:?}"
+                    "{I3}, and no two writers are acknowledged: {name} {version} ({id}) by machine \
+                     {at}, after {was:?}"
                 )
             });
             return;
@@ -281,12 +465,7 @@ impl Oracle {
         history.safe_at = safe_at;
         if let Some(holder) = missing {
             let version = history.acknowledged.0;
-            self.breaks(|| {
-                format!(
-                    "I7 acknowledgements only at or above the floor: {name} {version} is \
-                     acknowledged and not at {holder}"
-                )
-            });
+            self.breaks(|| format!("{I7}: {name} {version} is acknowledged and not at {holder}"));
         }
     }
 
@@ -301,12 +480,10 @@ impl Oracle {
         let Some(history) = self.histories.get_mut(name) else { return };
         let mut id = 0;
         if let Some(found) = region.newest_valid() {
-            let Says { version, self_id, parent } = says(region, found.slot);
-            id = self_id;
-            let checkpoint = region.identity().checkpoint;
-            let whole = read(region, found.slot) == payload(checkpoint, version, self_id, parent);
-            if !whole || version != found.record.sequence {
-                self.breaks(|| format!("I2 no torn read: {name} {version}"));
+            id = says(region, found.slot).self_id;
+            let (version, len) = (found.record.sequence, found.record.len);
+            if !history.is_whole(region, found.slot, version, len) {
+                self.breaks(|| format!("{I2}: {name} {version} is recovered by {by}"));
                 return;
             }
         }
@@ -317,17 +494,12 @@ impl Oracle {
         }
         let acknowledged = history.acknowledged;
         if acknowledged.0 > 0 && !history.includes(id, acknowledged.1) {
-            self.breaks(|| {
-                format!(
-                    "I3 a recovered version is at least every acknowledged one: {name} ({id}) \
-                     without {acknowledged:?}"
-                )
-            });
+            self.breaks(|| format!("{I3}: {name} ({id}) without {acknowledged:?}"));
         }
     }
 
     /// Every acknowledged version is somewhere, as long as one of the memories is left in which it
-    /// was (I1, I5).
+    /// was (I1).
     pub(crate) fn look_for_copies(&mut self, world: &World) {
         let mut missing = None;
         for (name, history) in &mut self.histories {
@@ -355,8 +527,8 @@ impl Oracle {
         if let Some((name, acknowledged, at)) = missing {
             self.breaks(|| {
                 format!(
-                    "I1 an acknowledged version survives: {name} {acknowledged:?} is nowhere, and \
-                     machine {at}, which had it, never lost its memory"
+                    "{I1}: {name} {acknowledged:?} is nowhere, and machine {at}, which had it, \
+                     never lost its memory"
                 )
             });
         }

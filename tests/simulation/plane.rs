@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, time::Duration};
 
 use ringkeep::{
-    commit::{Extent, Slots, Stale, Version, segments},
+    commit::{Extent, Slots, Stale, Version, Working, segments},
     membership::NodeId,
     mirror::{Action, Measures, Mirror, Post, Protection},
     name::Name,
@@ -18,7 +18,7 @@ use ringkeep::{
 };
 
 use crate::{
-    oracle::{PAYLOAD_BYTES, payload},
+    oracle::{Accepted, HEAD_BYTES, payload_bytes},
     rpc::{Failure, Reply, Request},
     server::{CALL_TIMEOUT, Server, predecessors},
     tally::Fault,
@@ -28,19 +28,28 @@ use crate::{
 /// How long versions that nobody waits for are collected.
 const PACE: Duration = Duration::from_millis(2);
 
+/// Of a hundred updates, so many are given up when they are half written.
+const GIVEN_UP_PERCENT: u64 = 5;
+
 /// A served checkpoint.
 pub(crate) struct Plane {
     pub(crate) mirror: Mirror<NodeId>,
+    /// Which life serves it.
+    owner: NodeId,
+    /// The newest mark that was put on its way. The mirror keeps its own.
+    floor: u64,
     /// What each holder granted, and which of its two places takes the next mark.
     pub(crate) keys: BTreeMap<NodeId, (RemoteKey, usize)>,
     memory: MemoryId,
     slots: Slots,
     /// Requests that read each local slot.
-    pins: [usize; 2],
+    pins: [usize; 3],
     pub(crate) outstanding: usize,
     pub(crate) leaving: bool,
     /// What the newest version says of itself.
     newest: u64,
+    /// The service's own memory of its state.
+    state: Vec<u8>,
 }
 
 /// What a request was for.
@@ -70,6 +79,25 @@ impl Links {
     }
 }
 
+/// Writes the record. As `Checkpoint::make_version`.
+fn publish(slots: &Slots, region: &Region, working: Working, epoch: u64, version: Version) {
+    let (slot, len) = (working.slot, slots.len());
+    let root = working.source.and_then(|source| {
+        // SAFETY: one thread, and no request that reads the slot is under way; nobody writes the
+        // newest version's.
+        unsafe { region.rehash_changed(source, slot, slots.changed(), len) }.ok()
+    });
+    match root {
+        Some(root) => drop(region.publish_root(slot, epoch, version, len, root)),
+        None => {
+            // SAFETY: as above.
+            unsafe { region.rehash(slot, Extent { start: 0, end: len }, len) };
+            // SAFETY: as above.
+            unsafe { region.publish(slot, epoch, version, len) };
+        }
+    }
+}
+
 impl Server {
     fn now_ns(&self) -> u64 {
         self.world.now.get().0
@@ -84,7 +112,11 @@ impl Server {
             let mut owned = self.owned.borrow_mut();
             let Some(owned) = owned.get_mut(name) else { return };
             let region = &owned.kept.region;
-            self.world.oracle.borrow_mut().recovered(&self.id(), name, region, by_another);
+            {
+                let mut oracle = self.world.oracle.borrow_mut();
+                oracle.recovered(&self.id(), name, region, by_another);
+                oracle.served(name, &self.id(), region);
+            }
             let mapping = region.mapping().clone();
             let memory = self.transport.borrow_mut().register(mapping, Purpose::Post);
             let measures = Measures {
@@ -95,15 +127,22 @@ impl Server {
             };
             let newest = region.newest_valid();
             let len = newest.map_or(0, |found| found.record.len);
+            let mut state = vec![0; len as usize];
+            if let Some(found) = newest {
+                region.read_payload(found.slot, 0, &mut state).expect("a payload");
+            }
             let mut plane = Plane {
                 mirror: Mirror::new(measures),
+                owner: self.id(),
+                floor: 0,
                 keys: BTreeMap::new(),
                 memory: memory.expect("the simulated transport takes all memory"),
                 slots: Slots::new(region.layout().capacity(), &region.versions(), len),
-                pins: [0; 2],
+                pins: [0; 3],
                 outstanding: 0,
                 leaving: false,
                 newest: newest.map_or(0, |found| crate::oracle::says(region, found.slot).self_id),
+                state,
             };
             if let Some(found) = newest {
                 let (version, slot) = (found.record.sequence, found.slot);
@@ -139,6 +178,7 @@ impl Server {
     /// Commits one version, if the slot for it is free.
     fn commit(self: &Rc<Self>, name: &Name) {
         let urgent = self.world.roll(100) < 80;
+        let dies = self.world.roll(10_000) < self.world.weather.get().crash_in_update;
         {
             let mut owned = self.owned.borrow_mut();
             let Some(owned) = owned.get_mut(name) else { return };
@@ -155,26 +195,75 @@ impl Server {
             }
             let version = plane.slots.version() + 1;
             let self_id = self.world.count();
-            region.invalidate(working.slot);
-            plane.slots.spoiled(working);
-            let bytes = payload(checkpoint, version, self_id, plane.newest);
-            region.write_payload(working.slot, 0, &bytes).expect("it fits");
-            let len = PAYLOAD_BYTES as u64;
-            plane.slots.resize(len);
-            plane.slots.changes(0, len);
-            // SAFETY: one thread, and no request that reads this slot is under way.
-            unsafe { region.rehash(working.slot, Extent { start: 0, end: len }, len) };
-            // SAFETY: as above.
-            unsafe { region.publish(working.slot, epoch, version, len) };
-            plane.slots.committed(working, version);
-            let parent = std::mem::replace(&mut plane.newest, self_id);
-            self.world.oracle.borrow_mut().committed(name, version, self_id, parent);
-            self.world.tally.borrow_mut().committed += 1;
-            let now_ns = self.world.now.get().0;
-            let everything = Stale::everything(region.layout().capacity());
-            plane.mirror.submitted(now_ns, version, working.slot, len, &everything, urgent);
+            self.world.oracle.borrow_mut().becomes_target(name, None, &region, working.slot);
+            let head = [checkpoint, version, self_id, plane.newest];
+            let state = self.update(plane, &region, working, name, head);
+            if dies || self.world.roll(100) < GIVEN_UP_PERCENT {
+                plane.slots.abandoned();
+                self.world.tally.borrow_mut().given_up += u64::from(!dies);
+            } else {
+                publish(&plane.slots, &region, working, epoch, version);
+                let mut changed = Stale::nothing(region.layout().capacity());
+                changed.union_ranges(plane.slots.changed());
+                plane.slots.committed(working, version);
+                let parent = std::mem::replace(&mut plane.newest, self_id);
+                let mut oracle = self.world.oracle.borrow_mut();
+                oracle.committed(name, version, self_id, parent, &state);
+                plane.state = state;
+                self.world.tally.borrow_mut().committed += 1;
+                let (now_ns, len) = (self.world.now.get().0, plane.slots.newest_len());
+                plane.mirror.submitted(now_ns, version, working.slot, len, &changed, urgent);
+            }
+        }
+        if dies {
+            self.world.dies_of(Fault::CrashInUpdate, self.at);
+            return;
         }
         self.drive(name);
+    }
+
+    /// Writes what the next version changes into its slot, and answers the state as the service
+    /// knows it. As `Checkpoint::write_at` and what it calls.
+    fn update(
+        &self,
+        plane: &mut Plane,
+        region: &Region,
+        working: Working,
+        name: &Name,
+        head: [u64; 4],
+    ) -> Vec<u8> {
+        region.invalidate(working.slot);
+        if let Some(source) = working.source {
+            plane.slots.stale(working).for_each(plane.slots.len(), |extent| {
+                region.bring_up_to_date(source, working.slot, extent);
+            });
+        }
+        plane.slots.spoiled(working);
+        let len = payload_bytes(name);
+        let mut state = std::mem::take(&mut plane.state);
+        plane.state.clone_from(&state);
+        let whole = state.len() != len || self.world.roll(20) == 0;
+        state.resize(len, 0);
+        plane.slots.resize(len as u64);
+        let mut write = |at: usize, bytes: &[u8]| {
+            state[at..at + bytes.len()].copy_from_slice(bytes);
+            region.write_payload(working.slot, at as u64, bytes).expect("it fits");
+            plane.slots.changes(at as u64, (at + bytes.len()) as u64);
+        };
+        let some = |len: usize| {
+            let word = self.world.count().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (0..len).map(|at| (word.rotate_left(at as u32 % 61) >> 56) as u8).collect::<Vec<u8>>()
+        };
+        if whole {
+            write(0, &some(len));
+        } else {
+            for _ in 0..self.world.roll(4) {
+                let at = HEAD_BYTES + self.world.roll((len - HEAD_BYTES) as u64) as usize;
+                write(at, &some((len - at).min(1 + self.world.roll(100) as usize)));
+            }
+        }
+        write(0, &head.map(u64::to_le_bytes).concat());
+        state
     }
 
     /// Stops serving a checkpoint; done when its last request is.
@@ -283,6 +372,9 @@ impl Server {
         let mut list = Vec::new();
         let stale = plane.mirror.stale(&post);
         segments(region.layout(), post.from, post.to, post.len, stale, &mut list);
+        self.with_mirror(&holder, name, &plane.owner, |mirror| {
+            self.world.oracle.borrow_mut().becomes_target(name, Some(&holder), mirror, post.to);
+        });
         let id = WorkId(self.world.count());
         let work = Work {
             id,
@@ -338,6 +430,8 @@ impl Server {
                 Ok(()) => {
                     *mark_to = 1 - *mark_to;
                     plane.mirror.mark_posted(at, view, id.0);
+                    plane.floor = plane.floor.max(view);
+                    self.world.oracle.borrow_mut().synced(name, view);
                     plane.outstanding += 1;
                     links.works.insert(id.0, Posted { name: name.clone(), from: None });
                 }
@@ -425,7 +519,31 @@ impl Server {
         let (world, region) = (&self.world, &owned.kept.region);
         let mut oracle = world.oracle.borrow_mut();
         oracle.acknowledged(world, self.at, &holders, name, version, region);
+        oracle.accepted(
+            world,
+            &Accepted {
+                name,
+                version,
+                owner: &plane.owner,
+                epoch: owned.kept.meta.epoch,
+                holders: &holders,
+                floor: plane.floor,
+            },
+        );
         self.world.tally.borrow_mut().acknowledged += 1;
+    }
+
+    /// Looks at a holder's mirror, as nobody in the world can, if its memory is still that one.
+    fn with_mirror(
+        &self,
+        holder: &NodeId,
+        name: &Name,
+        owner: &NodeId,
+        look: impl FnOnce(&Region),
+    ) {
+        if let Some(kept) = self.world.mirror_of(holder, name, owner) {
+            look(&kept.region);
+        }
     }
 
     fn link_ended(self: &Rc<Self>, conn: ConnId) {

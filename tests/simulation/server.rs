@@ -92,7 +92,7 @@ impl Server {
     pub(crate) fn start(world: &Rc<World>, at: usize) -> Rc<Self> {
         let machine = &world.machines[at];
         let stored = machine.memory.borrow().durable.clone();
-        let now = Time(world.now.get().0 + machine.clock_ahead.get());
+        let now = world.clock(at);
         let (membership, resumed) = begin(world, at, stored.clone(), now);
         let me = membership.me().clone();
         let old = machine.memory.borrow().former.clone().filter(|old| old.me.id != me.id);
@@ -241,6 +241,7 @@ impl Server {
         if self.owned.borrow_mut().remove(name).is_some() {
             self.synced_views.borrow_mut().remove(name);
             self.world.machines[self.at].memory.borrow_mut().owned.remove(name);
+            self.world.oracle.borrow_mut().look_for_copies(&self.world);
         }
     }
 
@@ -343,7 +344,7 @@ impl Server {
                         let (copies, complete) = self.copies_of_ended(&owner);
                         Reply::Kept { copies, complete }
                     }
-                    false => Reply::Fenced(self.fence(&owner)),
+                    false => Reply::Fenced(self.answer_recovery(&owner)),
                 })
             }
             Request::Adopt { owner, name, view } => {
@@ -401,15 +402,14 @@ impl Server {
     // Membership.
 
     fn local_now(&self) -> Time {
-        Time(self.world.now.get().0 + self.world.machines[self.at].clock_ahead.get())
+        self.world.clock(self.at)
     }
 
     fn deadline(&self) -> Option<Time> {
         let shell = self.shell.borrow();
         let former = shell.former.as_ref().and_then(Membership::deadline);
         let next = shell.machine.deadline().into_iter().chain(former).min()?;
-        let ahead = self.world.machines[self.at].clock_ahead.get();
-        Some(Time(next.0.saturating_sub(ahead)).max(self.world.now.get()))
+        Some(self.world.when_clock_shows(self.at, next))
     }
 
     pub(crate) fn set_timer(&self) {
@@ -467,7 +467,19 @@ impl Server {
                 _ => {} // it is out already
             }
         }
+        if self.world.params.mutant == Some(Mutant::SendsBeforeItPersists) {
+            outputs.sort_by_key(|output| !matches!(output, Output::Send { .. }));
+        }
+        let weather = self.world.weather.get();
         for output in outputs {
+            let (fault, chance) = match output {
+                Output::Persist(_) => (Fault::CrashBeforeVoting, weather.crash_at_persist),
+                _ => (Fault::CrashBetweenOutputs, weather.crash_at_output),
+            };
+            if self.world.roll(10_000) < chance {
+                self.world.dies_of(fault, self.at);
+                return;
+            }
             self.output(output);
             if !self.is_alive() {
                 return;
@@ -497,9 +509,8 @@ impl Server {
                     memory.joining = None;
                     memory.durable = Some(durable);
                 }
-                if self.world.roll(10_000) < self.world.weather.get().crash_after_persist {
-                    self.world.tally.borrow_mut().add(Fault::CrashWhileVoting);
-                    self.world.kill(self.at);
+                if self.world.roll(10_000) < self.world.weather.get().crash_at_persist {
+                    self.world.dies_of(Fault::CrashWhileVoting, self.at);
                 }
             }
             Output::Install(view) => self.install(view),
@@ -529,7 +540,9 @@ impl Server {
         }
         let before = self.view.replace(Some(view.clone()));
         for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
-            self.unlink(&gone.id);
+            if self.world.params.mutant != Some(Mutant::NoFence) {
+                self.unlink(&gone.id);
+            }
         }
         self.tell_view();
         // What the tasks of an installation begin with happens before anything else does.

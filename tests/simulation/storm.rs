@@ -134,9 +134,8 @@ fn is_whole(world: &World) -> bool {
 /// The checkpoints that must be there in the end.
 fn counting(oracle: &Oracle, world: &World) -> Vec<Name> {
     let mut names = oracle.names();
-    let in_doubt = oracle.is_in_doubt(world);
     let served = |name: &Name| world.servers().iter().any(|server| server.owns(name));
-    names.retain(|name| oracle.counts(name) && (!in_doubt || served(name)));
+    names.retain(|name| oracle.counts(name) && (served(name) || !oracle.is_in_doubt(world, name)));
     names
 }
 
@@ -184,11 +183,11 @@ fn inject(world: &Rc<World>) {
     match fault {
         Fault::Crash if world.server(at).is_some() => {
             world.kill(at);
-            start_later(world, at, ms(20, 4_000));
+            world.start_later(at, ms(20, 4_000));
         }
         Fault::PowerLoss if can_spare(world, at) => {
             world.lose_power(at);
-            start_later(world, at, ms(100, 6_000));
+            world.start_later(at, ms(100, 6_000));
         }
         Fault::Cut | Fault::OneWayCut | Fault::Flap => {
             let group: Vec<usize> = match world.roll(3) {
@@ -212,13 +211,12 @@ fn inject(world: &Rc<World>) {
         Fault::Pause if world.server(at).is_some() => world.put_to_sleep(at, ms(50, 4_000)),
         Fault::SlowNode => world.slow_down(at, ms(500, 5_000), 1_000 * (1 + world.roll(300))),
         Fault::ClockJump => {
-            let ahead = &world.machines[at].clock_ahead;
-            ahead.set(ahead.get() + world.roll(20_000) * 1_000_000);
+            world.clock_jumps(at, Duration::from_millis(world.roll(20_000)));
         }
         Fault::Leave => {
             let Some(server) = world.server(at).filter(|server| server.is_member()) else { return };
             server.spawn(server.clone().leave());
-            start_later(world, at, ms(1_000, 10_000));
+            world.start_later(at, ms(1_000, 10_000));
             // As with a second signal, should it take long.
             let (again, process) = (world.clone(), server.process);
             world.spawn(async move {
@@ -240,7 +238,7 @@ fn inject(world: &Rc<World>) {
         Fault::HalfLandedMark => {
             world.mark_trap.set(Some((at, world.roll(2) == 0)));
             // Counted when it happens. Something must move for a mark to be posted.
-            start_later(world, at, ms(200, 3_000));
+            world.start_later(at, ms(200, 3_000));
             let neighbour = any();
             if neighbour != at && world.server(neighbour).is_some() {
                 world.put_to_sleep(neighbour, ms(500, 2_500));
@@ -273,14 +271,6 @@ fn cut(world: &World, group: &[usize], other: Option<usize>, both: bool) {
     }
 }
 
-fn start_later(world: &Rc<World>, at: usize, after: Duration) {
-    let again = world.clone();
-    world.spawn(async move {
-        again.pause(after).await;
-        again.start(at);
-    });
-}
-
 fn weather(world: &World) {
     let severe = world.roll(3);
     world.weather.set(Weather {
@@ -289,7 +279,9 @@ fn weather(world: &World) {
         delay_min: 50,
         delay_max: 200 + severe * world.roll(10_000),
         overtaken: world.roll(10),
-        crash_after_persist: world.roll(2) * world.roll(150),
+        crash_at_persist: world.roll(2) * world.roll(100),
+        crash_at_output: world.roll(2) * world.roll(10),
+        crash_in_update: world.roll(2) * world.roll(20),
     });
 }
 

@@ -6,7 +6,10 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     Crash,
+    CrashBeforeVoting,
     CrashWhileVoting,
+    CrashBetweenOutputs,
+    CrashInUpdate,
     PowerLoss,
     Cut,
     OneWayCut,
@@ -26,9 +29,12 @@ pub(crate) enum Fault {
     LostAcknowledgement,
 }
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 22] = [
     "processes killed",
+    "killed before a vote was stored",
     "killed between a vote and its message",
+    "killed between two consequences of one event",
+    "killed in the middle of an update",
     "memory lost",
     "cuts both ways",
     "cuts one way",
@@ -56,6 +62,8 @@ pub(crate) struct Tally {
     pub(crate) simulated_ms: u64,
     pub(crate) runs: u64,
     pub(crate) committed: u64,
+    /// Updates that were given up half written.
+    pub(crate) given_up: u64,
     pub(crate) acknowledged: u64,
     pub(crate) views: u64,
     pub(crate) adopted: u64,
@@ -82,6 +90,12 @@ impl Tally {
         self.counts.iter().sum()
     }
 
+    /// The kinds that did not happen.
+    pub(crate) fn kinds_left_out(&self) -> Vec<&'static str> {
+        let left_out = NAMES.iter().zip(self.counts).filter(|(_, count)| *count == 0);
+        left_out.map(|(name, _)| *name).collect()
+    }
+
     pub(crate) fn merge(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
             *count += more;
@@ -89,6 +103,7 @@ impl Tally {
         self.simulated_ms += other.simulated_ms;
         self.runs += other.runs;
         self.committed += other.committed;
+        self.given_up += other.given_up;
         self.acknowledged += other.acknowledged;
         self.views += other.views;
         self.adopted += other.adopted;
@@ -108,6 +123,7 @@ impl fmt::Display for Tally {
         writeln!(f, "{:>12}  runs, {} s of simulated time", self.runs, self.simulated_ms / 1000)?;
         writeln!(f, "{:>12}  views", self.views)?;
         writeln!(f, "{:>12}  versions committed", self.committed)?;
+        writeln!(f, "{:>12}  updates given up half written", self.given_up)?;
         writeln!(f, "{:>12}  versions acknowledged as mirrored", self.acknowledged)?;
         writeln!(f, "{:>12}  checkpoints recovered from a mirror", self.adopted)?;
         writeln!(

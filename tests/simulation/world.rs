@@ -35,6 +35,9 @@ pub(crate) const CLUSTER: u64 = 77;
 const DATA_TICK: Duration = Duration::from_millis(1);
 const PORT: u16 = 7000;
 const EVENTS_KEPT: usize = 120;
+/// Rings of so many nodes are looked at whenever data has moved; larger ones every 16 ms, and when a
+/// copy is let go.
+const SMALL_RING: usize = 4;
 
 /// What one run is of.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +64,12 @@ pub(crate) struct Weather {
     pub(crate) delay_max: u64,
     /// Chance that a message is held back for up to 50 times as long, so that later ones pass it.
     pub(crate) overtaken: u64,
-    /// Chance per 10,000 stored states that the process dies right after storing.
-    pub(crate) crash_after_persist: u64,
+    /// Chance per 10,000 that the process dies right before it stores its state, or right after.
+    pub(crate) crash_at_persist: u64,
+    /// The same before anything else that it does because of one event.
+    pub(crate) crash_at_output: u64,
+    /// The same in the middle of an update.
+    pub(crate) crash_in_update: u64,
 }
 
 /// What lies in a machine's memory and outlives a process.
@@ -124,8 +131,8 @@ pub(crate) struct Machine {
     asleep_until: Cell<Time>,
     /// Until when it is slow, and by how much at most, in microseconds.
     slow: Cell<(Time, u64)>,
-    /// How far its clock is ahead, nanoseconds.
-    pub(crate) clock_ahead: Cell<u64>,
+    /// How far its clock is ahead, nanoseconds; below zero after it was started anew.
+    clock_ahead: Cell<i64>,
 }
 
 /// What goes between two servers.
@@ -191,7 +198,7 @@ impl World {
             memory_losses: Cell::new(0),
             asleep_until: Cell::default(),
             slow: Cell::default(),
-            clock_ahead: Cell::new(index as u64 * 1_000_000_007),
+            clock_ahead: Cell::new(index as i64 * 1_000_000_007),
         };
         Rc::new(Self {
             params,
@@ -218,6 +225,23 @@ impl World {
 
     pub(crate) fn roll(&self, end: u64) -> u64 {
         self.dice.borrow_mut().below(end)
+    }
+
+    /// What a machine's own clock shows. It may jump ahead, and begins anew when the power comes back;
+    /// while the machine is up it never goes back, as the membership demands.
+    pub(crate) fn clock(&self, at: usize) -> Time {
+        Time(self.now.get().0.saturating_add_signed(self.machines[at].clock_ahead.get()))
+    }
+
+    /// When a machine's clock shows this: now if it is past.
+    pub(crate) fn when_clock_shows(&self, at: usize, time: Time) -> Time {
+        let ahead = self.machines[at].clock_ahead.get();
+        Time(time.0.saturating_add_signed(-ahead)).max(self.now.get())
+    }
+
+    pub(crate) fn clock_jumps(&self, at: usize, by: Duration) {
+        let ahead = &self.machines[at].clock_ahead;
+        ahead.set(ahead.get() + by.as_nanos() as i64);
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -313,6 +337,7 @@ impl World {
         let machine = &self.machines[at];
         self.log(|| format!("{} loses its memory", machine.name));
         let memory = machine.memory.take();
+        machine.clock_ahead.set(1 - self.now.get().0 as i64);
         if self.params.mutant == Some(Mutant::Amnesia) {
             // The same life goes on, and has forgotten what it voted for.
             let forgets = |durable| Durable { votes: Default::default(), ..durable };
@@ -321,6 +346,31 @@ impl World {
         machine.memory_since.set(machine.incarnation.get() + 1);
         machine.memory_losses.set(machine.memory_losses.get() + 1);
         self.oracle.borrow_mut().look_for_copies(self);
+    }
+
+    /// A process dies of a fault, and starts again after a while.
+    pub(crate) fn dies_of(self: &Rc<Self>, fault: Fault, at: usize) {
+        self.tally.borrow_mut().add(fault);
+        self.log(|| format!("{fault:?} at {at}"));
+        self.kill(at);
+        self.start_later(at, Duration::from_millis(20 + self.roll(4_000)));
+    }
+
+    pub(crate) fn start_later(self: &Rc<Self>, at: usize, after: Duration) {
+        let again = self.clone();
+        self.spawn(async move {
+            again.pause(after).await;
+            again.start(at);
+        });
+    }
+
+    /// A holder's mirror, if the memory is left in which it was made.
+    pub(crate) fn mirror_of(&self, holder: &NodeId, name: &Name, owner: &NodeId) -> Option<Kept> {
+        let machine = &self.machines[self.machine_named(&holder.name)];
+        if machine.memory_since.get() > holder.incarnation {
+            return None;
+        }
+        machine.memory.borrow().mirrors.get(&(name.clone(), owner.clone())).cloned()
     }
 
     pub(crate) fn start(self: &Rc<Self>, at: usize) {
@@ -446,8 +496,12 @@ impl World {
                 server.poll_data();
             }
         }
-        if (self.now.get().0 / 1_000_000).is_multiple_of(16) {
+        let ticks = self.now.get().0 / 1_000_000;
+        if self.params.nodes <= SMALL_RING || ticks.is_multiple_of(16) {
             self.oracle.borrow_mut().look_for_copies(self);
+        }
+        if ticks.is_multiple_of(16) {
+            self.oracle.borrow_mut().look_at_copies(self);
         }
     }
 }
