@@ -60,7 +60,7 @@ const MUTANTS: &[Mutant] = &[
         from: "if self.promised.is_some() || self.cast.vote.is_some() {",
         to: "if self.promised.is_some() {",
         test: THREE,
-        says: "I8 nobody takes back what it voted",
+        says: "I8 nobody votes after amnesia",
     },
     Mutant {
         name: "V2: a voter acknowledges after it promised to follow a slow ballot",
