@@ -158,8 +158,9 @@ fn five_nodes_over_four_views_walked_at_random() {
 
 #[test]
 fn seven_voters_walked_at_random() {
-    let limits = Limits { proposals: 3, leads: 3, crashes: 3, ..SMALL };
-    walks("7 nodes, 1 view, 3 proposers, 3 crashes", Ring::new("abcdefg", "", limits), 500);
+    // With more crashes hardly a walk has the five votes of a fast quorum.
+    let limits = Limits { proposals: 3, leads: 2, crashes: 1, ..SMALL };
+    walks("7 nodes, 3 proposals, 2 slow ballots", Ring::new("abcdefg", "", limits), 500);
 }
 
 /// V3: were others to declare what they overhear, a proposer that has promised, and so is known
@@ -182,5 +183,5 @@ fn a_voter_that_forgets_and_votes_again_is_caught() {
         check("mutant: amnesia", Ring::new("abc", "", limits), 2_000_000, TIME_MAX, Ring::describe);
     let (property, steps) = checked.violated.expect("caught");
     assert_eq!(property, "I4 one value per view number");
-    assert!(steps.len() < 20, "the shortest history");
+    assert!(steps.len() < 20, "a short history");
 }

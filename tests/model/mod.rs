@@ -80,8 +80,8 @@ pub(crate) struct Checked {
     pub(crate) violated: Option<(&'static str, Vec<String>)>,
 }
 
-/// Looks at every state that can be reached, in breadth, so that a violation is told by its
-/// shortest history. Ends at the first one, and at the limits.
+/// Looks at every state that can be reached, in breadth, so that a violation is told by a short
+/// history. Ends soon after the first one, and at the limits.
 pub(crate) fn check<M>(
     title: &str,
     model: M,

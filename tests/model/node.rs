@@ -166,8 +166,7 @@ impl Ring {
             return none(self.locals.number(after));
         }
         let (me, view) = (new.me(), new.view());
-        let (mut after, mut sent, mut decided) = (new.clone(), Vec::new(), None);
-        let mut cuts = Vec::new();
+        let (mut after, mut sent, mut cuts) = (new.clone(), Vec::new(), Vec::new());
         for step in steps {
             // Killed before anything came of it: a restart before. Killed when all was stored: a
             // restart after, and what was still to be said is lost.
@@ -189,7 +188,7 @@ impl Ring {
                 Step::Decided(change) => {
                     let next = Arc::new(view.next(&change).unwrap());
                     self.tell(me, view, &next, &mut sent);
-                    decided = Some((next.number, self.changes.number((*change).clone())));
+                    let decided = Some((next.number, self.changes.number((*change).clone())));
                     let local = self.locals.number(Local::enter(me.clone(), next));
                     return Outcome { sent, decided, cuts, ..none(local) };
                 }
@@ -197,7 +196,7 @@ impl Ring {
         }
         let broken = contradicts(&old.instance, &after.instance);
         let local = self.locals.number(Local::In(after));
-        Outcome { local, sent, decided, broken, cuts }
+        Outcome { local, sent, decided: None, broken, cuts }
     }
 
     /// What is said of a decided view.
