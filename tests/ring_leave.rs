@@ -7,17 +7,18 @@ use std::{
     process::ExitStatus,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread::JoinHandle,
     time::Duration,
 };
 
 use common::{
-    Ring, get, in_sync, payload, poll,
+    Ring, get, in_sync, owned, payload, poll,
     servers::Server,
     writer::{self, Writer},
 };
-use ringkeep::{Durability, Options, demo::ring::RingError, protocol::RingState};
+use ringkeep::{Client, Durability, Options, demo::ring::RingError, protocol::RingState};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SEED: u64 = 0x1eaf;
@@ -91,6 +92,82 @@ fn a_rolling_restart_never_leaves_a_checkpoint_with_one_copy() {
     has_all(&ring, 0, &all);
 }
 
+/// Looks without a pause at whether servers have a second copy of what they own by now. (What they
+/// are given meanwhile, the one that gives it still has.)
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl Watch {
+    fn start(ring: &Ring, servers: [usize; 2]) -> Self {
+        let theirs = servers.map(|server| {
+            let status = ring.node(server).status().unwrap();
+            let names: Vec<_> = status.checkpoints.into_iter().map(|c| c.name).collect();
+            (ring.node(server).socket(), names)
+        });
+        assert!(theirs.iter().any(|(_, names)| !names.is_empty()), "nothing to look at");
+        let stop = Arc::new(AtomicBool::new(false));
+        let over = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut looked = 0;
+            while !over.load(Ordering::Relaxed) {
+                for (socket, names) in &theirs {
+                    let status = Client::connect_to(socket).and_then(|c| c.status()).unwrap();
+                    for name in names {
+                        // Also while the next holder gets its copy: the one before goes on until
+                        // then (H3). One version may be on its way.
+                        let copy = owned(&status, name.as_str());
+                        let mirror = copy.and_then(|c| Some((c.version, c.mirror.as_ref()?)));
+                        let two = mirror.is_some_and(|(version, mirror)| {
+                            let view = status.view.as_ref();
+                            let there = view.is_some_and(|v| v.members.contains(&mirror.node));
+                            there && mirror.version + 1 >= version
+                        });
+                        assert!(two, "one copy of {name}: {status:#?}");
+                    }
+                }
+                looked += 1;
+            }
+            looked
+        });
+        Self { stop, thread }
+    }
+
+    /// How often it looked.
+    #[track_caller]
+    fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("two copies all the time")
+    }
+}
+
+#[test]
+fn while_a_ring_restarts_one_by_one_commits_go_on_and_copies_stay_two() {
+    let mut ring = Ring::start(3);
+    let all = fill(&ring);
+    for index in 0..3 {
+        let (busy, other) = ((index + 1) % 3, (index + 2) % 3);
+        let state = format!("state-{index}");
+        let mut writer = Writer::open(&ring.node(busy).socket(), &state, SEED, 0);
+        assert!(writer.acknowledges(20));
+        ring.protected();
+        let watch = Watch::start(&ring, [busy, other]);
+        signal(&ring, index, Signal::TERM);
+        assert!(ended(&mut ring, index).success());
+        assert!(watch.end() > 0);
+        assert!(writer.acknowledges(20), "without the one that left");
+        ring.restart(index);
+        assert!(writer.acknowledges(20), "while it comes back");
+        ring.protected();
+        let acknowledged = writer.kill_9();
+        let (version, bytes) = get(&ring.client(other), &state);
+        assert!(version >= acknowledged, "{version} < {acknowledged}");
+        assert!(bytes == payload::state(SEED, version));
+    }
+    has_all(&ring, 0, &all);
+}
+
 #[test]
 fn a_node_that_dies_right_after_another_left_takes_nothing_with_it() {
     for victim in 1..4 {
@@ -141,10 +218,11 @@ fn a_second_signal_stops_at_once_and_keeps_everything_in_memory() {
 
 #[test]
 fn a_whole_cluster_comes_back_in_any_order() {
-    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
-        for at_once in [Signal::KILL, Signal::TERM] {
-            let mut ring = Ring::start(3);
-            let all = fill(&ring);
+    let orders = [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1], [2, 1, 0], [1, 0, 2]];
+    for at_once in [Signal::KILL, Signal::TERM] {
+        let mut ring = Ring::start(3);
+        let all = fill(&ring);
+        for order in orders {
             (0..3).for_each(|index| signal(&ring, index, at_once));
             (0..3).for_each(|index| {
                 ended(&mut ring, index);

@@ -291,7 +291,7 @@ mod tests {
             prop_assert!(all.windows(2).all(|w| w[0].end < w[1].start));
             for &(start, len) in &inserts {
                 let whole = all.iter().any(|e| e.start <= start && start + len <= e.end);
-                prop_assert!(whole, "{start} and {len} more");
+                prop_assert!(whole, "I2 no torn read: {start} and {len} more would not be copied");
             }
             // What was not put in is in a block with something that was.
             for e in &all {

@@ -412,7 +412,8 @@ mod tests {
     #[test]
     fn a_coordinator_with_a_free_choice_merges_the_proposals() {
         let all = remove(&["c"]).union(&join(&[member("x", 1)]));
-        assert_eq!(chosen(Some(vote_of_b("b"))), all, "b has promised and will not decide alone");
+        // b has promised and will not decide alone.
+        assert_eq!(chosen(Some(vote_of_b("b"))), all, "V4: a free choice is the union");
         assert_eq!(chosen(None), join(&[member("x", 1)]));
     }
 

@@ -104,7 +104,7 @@ fn a_version_made_of_what_changed_is_the_one_that_a_whole_look_gives() {
         // SAFETY: the test is the region's only user.
         let root = unsafe { region.rehash_changed(source, slot, &changed, len) }.unwrap();
         let record = region.publish_root(slot, 1, version, len, root);
-        assert_eq!(region.verify(slot), Ok(record), "version {version}");
+        assert_eq!(region.verify(slot), Ok(record), "I2 no torn read: version {version}");
         assert_eq!(region.newest_valid(), Some(Found { slot, record }));
     }
 }

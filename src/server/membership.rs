@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     data_plane::Command,
+    life::Life,
     node::Node,
     rpc::PeerMessage,
     state_file::{BootId, OpenStateError, StateFile},
@@ -59,12 +60,11 @@ impl Remembered {
     }
 }
 
-/// The state machine of this life of the node, and of the life before while that one still votes.
+/// This life of the node, and the life before while that one still votes.
 pub(super) struct Shell {
-    machine: Membership,
-    file: StateFile,
+    life: Life,
     /// A life that was evicted stays a voter until the ring has replaced it.
-    former: Option<(Membership, StateFile)>,
+    former: Option<Life>,
     contacts: Vec<SocketAddr>,
 }
 
@@ -75,26 +75,40 @@ impl Shell {
         former: Option<(Membership, StateFile)>,
         contacts: Vec<SocketAddr>,
     ) -> Self {
-        Self { machine, file, former, contacts }
+        let former = former.map(|(machine, file)| Life::new(machine, file));
+        Self { life: Life::new(machine, file), former, contacts }
     }
 
     fn deadline(&self) -> Option<Time> {
-        let former = self.former.as_ref().and_then(|(machine, _)| machine.deadline());
-        self.machine.deadline().into_iter().chain(former).min()
+        let former = self.former.as_ref().and_then(Life::deadline);
+        self.life.deadline().into_iter().chain(former).min()
+    }
+
+    /// Tells the former life of an event, if it is one for it. Who speaks, and what is to be done.
+    pub(super) fn tell_former(&mut self, now: Time, event: &Event) -> Option<(Peer, Vec<Output>)> {
+        let for_both = matches!(event, Event::Received { .. } | Event::Tick);
+        let former = self.former.as_mut().filter(|_| for_both)?;
+        let mut out = Vec::new();
+        let me = Peer::from(former.machine.me());
+        if let Err(error) = former.handle(now, event.clone(), &mut out) {
+            tracing::error!(%error, "the former life's vote cannot be kept; it votes no more");
+            self.former = None;
+        }
+        Some((me, out))
     }
 
     pub(super) fn suspects(&self) -> Vec<crate::name::Name> {
-        self.machine.suspects().map(|id| id.name.clone()).collect()
+        self.life.machine.suspects().map(|id| id.name.clone()).collect()
     }
 
     /// See [`Membership::is_member`].
     pub(super) fn is_member(&self) -> bool {
-        self.machine.is_member()
+        self.life.machine.is_member()
     }
 
     /// See [`Membership::is_settled`].
     pub(super) fn is_settled(&self, owner: &NodeId) -> bool {
-        self.machine.is_settled(owner)
+        self.life.machine.is_settled(owner)
     }
 }
 
@@ -160,24 +174,25 @@ impl Node {
 
     /// Something happened that the membership wants to know.
     pub(super) fn membership_event(self: &Rc<Self>, event: Event) {
-        let (mut outputs, mut former_outputs) = (Vec::new(), Vec::new());
-        let findings = {
-            let mut shell = self.membership.borrow_mut();
-            let for_both = matches!(event, Event::Received { .. } | Event::Tick);
-            if let Some((former, _)) = shell.former.as_mut().filter(|_| for_both) {
-                former.handle(now(), event.clone(), &mut former_outputs);
-            }
-            shell.machine.handle(now(), event, &mut outputs);
-            shell.machine.findings()
+        let (now, mut outputs) = (now(), Vec::new());
+        let (former, kept, findings) = {
+            let shell = &mut *self.membership.borrow_mut();
+            let former = shell.tell_former(now, &event);
+            let kept = shell.life.handle(now, event, &mut outputs);
+            (former, kept, shell.life.machine.findings())
         };
         findings.iter().for_each(|finding| self.report(finding));
-        for output in former_outputs {
-            self.former_output(output);
+        if let Some((from, outputs)) = former {
+            outputs.into_iter().for_each(|output| self.former_output(&from, output));
         }
         for output in outputs {
             self.output(output);
         }
-        self.membership.borrow_mut().former.take_if(|(machine, _)| machine.is_finished());
+        if let Err(error) = kept {
+            // Voting on without a memory could split the ring (rule V5).
+            self.stop_because(format!("the node's vote cannot be kept: {error}"));
+        }
+        self.membership.borrow_mut().former.take_if(|former| former.machine.is_finished());
         self.membership_moved.notify_one();
     }
 
@@ -191,24 +206,11 @@ impl Node {
         }
     }
 
-    fn former_output(&self, output: Output) {
-        match output {
-            Output::Send { to, message } => {
-                let former = self.membership.borrow().former.as_ref().map(|(m, _)| m.me().clone());
-                if let Some(former) = former {
-                    let from = Peer::from(&former);
-                    self.contact(to.address, &PeerMessage::Membership { from, message });
-                }
-            }
-            Output::Persist(durable) => {
-                if let Some((_, file)) = &mut self.membership.borrow_mut().former
-                    && let Err(error) = file.store(&Remembered::Voting(durable))
-                {
-                    tracing::error!(%error, "keeping the former life's vote");
-                }
-            }
-            // It is out already; what else happens is the present life's business.
-            _ => {}
+    fn former_output(&self, from: &Peer, output: Output) {
+        // It is out already; what else happens is the present life's business.
+        if let Output::Send { to, message } = output {
+            let from = from.clone();
+            self.contact(to.address, &PeerMessage::Membership { from, message });
         }
     }
 
@@ -223,14 +225,7 @@ impl Node {
                 let from = Peer::from(&*self.me.borrow());
                 self.contact(address, &PeerMessage::Membership { from, message });
             }
-            Output::Persist(durable) => {
-                let voting = Remembered::Voting(durable);
-                if let Err(error) = self.membership.borrow_mut().file.store(&voting) {
-                    // Voting on without a memory could split the ring (rule V5).
-                    tracing::error!(%error, "the node's vote cannot be kept; stopping");
-                    self.stop();
-                }
-            }
+            Output::Persist(_) => {} // done: see `Life::handle`
             Output::Install(view) => self.install(view),
             Output::Evicted { view } => self.evicted(&view),
             Output::JoinRefused { reason } => {
@@ -249,7 +244,7 @@ impl Node {
         let me = member(&self.config, incarnation, self.me.borrow().address);
         let mut shell = self.membership.borrow_mut();
         let (contacts, cluster) = (shell.contacts.clone(), self.cluster.get());
-        if let Err(error) = shell.file.store(&Remembered::Joining { me, contacts, cluster }) {
+        if let Err(error) = shell.life.file.store(&Remembered::Joining { me, contacts, cluster }) {
             tracing::error!(%error, "noting a new life");
         }
     }
@@ -318,9 +313,8 @@ impl Node {
         let machine = Membership::join(config, me, contacts, now()).expect_cluster(cluster);
         match self.next_state_file(&joining) {
             Ok(next) => {
-                let former = std::mem::replace(&mut shell.machine, machine);
-                let former_file = std::mem::replace(&mut shell.file, next);
-                shell.former = Some((former, former_file));
+                let former = std::mem::replace(&mut shell.life, Life::new(machine, next));
+                shell.former = Some(former);
             }
             Err(error) => {
                 drop(shell);

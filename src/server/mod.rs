@@ -13,6 +13,7 @@ mod fetch;
 mod holders;
 mod leave;
 mod leftovers;
+mod life;
 mod lineage;
 mod links;
 mod local;

@@ -241,7 +241,7 @@ impl Node {
     }
 
     /// Tells whoever asks meanwhile that a checkpoint of this name is about to be here. Of two that
-    /// are about to have it each says so before it asks the other (rule H6).
+    /// are about to have it each says so before it asks the other (rule C1).
     pub(super) async fn while_creating<T>(&self, name: &Name, work: impl Future<Output = T>) -> T {
         self.creating.borrow_mut().insert(name.clone());
         let done = work.await;

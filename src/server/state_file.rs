@@ -175,6 +175,13 @@ impl StateFile {
         Ok(())
     }
 
+    /// One that has no room for anything.
+    #[cfg(test)]
+    pub(super) fn full() -> Self {
+        let file = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        Self { file, boot: BootId([0; 16]), newest: None }
+    }
+
     fn next(&self) -> (u64, u64) {
         self.newest.map_or((0, 1), |(slot, sequence)| (1 - slot, sequence + 1))
     }

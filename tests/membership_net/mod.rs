@@ -76,8 +76,8 @@ pub(crate) struct Net {
     /// Pairs of names that cannot talk.
     pub(crate) cut: BTreeSet<(String, String)>,
     pub(crate) agreed: BTreeMap<u64, Arc<View>>,
-    /// Sent messages by kind, and to whom.
-    pub(crate) sent: BTreeMap<&'static str, Vec<NodeId>>,
+    /// Sent messages by kind: from whom, and to whom.
+    pub(crate) sent: BTreeMap<&'static str, Vec<(NodeId, NodeId)>>,
     /// Whether the messages' lengths on the wire are counted, and their sums by kind.
     pub(crate) weigh: bool,
     pub(crate) bytes: BTreeMap<&'static str, usize>,
@@ -411,9 +411,10 @@ impl Net {
     }
 
     fn post(&mut self, from: &Peer, to: SocketAddr, message: Message) {
-        assert!(!self.forgotten.contains(&from.id), "I8: {} speaks after amnesia", from.id);
+        assert!(!self.forgotten.contains(&from.id), "I8 nobody votes after amnesia: {}", from.id);
         if let Some(to) = &message.to {
-            self.sent.entry(kind(&message.body)).or_default().push(to.clone());
+            let ends = (from.id.clone(), to.clone());
+            self.sent.entry(kind(&message.body)).or_default().push(ends);
             if self.weigh {
                 let bytes = postcard::to_stdvec(&message).unwrap().len();
                 *self.bytes.entry(kind(&message.body)).or_default() += bytes;
@@ -432,25 +433,30 @@ impl Net {
         }
     }
 
-    /// I4: one value per view number.
     fn check_agreement(&mut self, view: Arc<View>) {
         assert!(view.is_coherent());
         let agreed = self.agreed.entry(view.number).or_insert_with(|| view.clone());
-        assert_eq!(*agreed, view, "I4: two values for view {}", view.number);
+        assert_eq!(*agreed, view, "I4 one value per view number: {}", view.number);
         if let Some(before) = self.agreed.get(&(view.number - 1)) {
             assert!(before.precedes(&view));
         }
     }
 
-    /// I8: what a voter once stored for a view number is never contradicted.
+    /// What a voter once stored for a view number is never contradicted.
     fn check_memory(&mut self, new: &Durable) {
         let key = (new.me.id.clone(), new.view.number);
         if let Some(old) = self.votes.insert(key, new.clone()) {
             let voted = |d: &Durable| d.votes.cast.vote.as_ref().map(|vote| vote.value.clone());
-            assert!(voted(&old).is_none() || voted(&old) == voted(new), "a vote changed");
-            assert!(old.votes.promised <= new.votes.promised, "a promise was taken back");
+            assert!(
+                voted(&old).is_none() || voted(&old) == voted(new),
+                "I8 nobody votes after amnesia: another vote"
+            );
+            assert!(
+                old.votes.promised <= new.votes.promised,
+                "I8 nobody votes after amnesia: a promise"
+            );
             let accepted = |d: &Durable| d.votes.cast.accepted.as_ref().map(|(ballot, _)| *ballot);
-            assert!(accepted(&old) <= accepted(new), "an accepted ballot was forgotten");
+            assert!(accepted(&old) <= accepted(new), "I8 nobody votes after amnesia: a ballot");
         }
     }
 }

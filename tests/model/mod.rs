@@ -10,6 +10,8 @@ use std::{
 
 use stateright::{Checker, Expectation, Model};
 
+mod node;
+mod progress;
 pub(crate) mod ring;
 
 /// Objects by number. Equal objects have the same number.
@@ -70,14 +72,16 @@ impl<K: Eq + Hash, V: Clone> Memo<K, V> {
 pub(crate) struct Checked {
     /// Different states.
     pub(crate) states: usize,
+    /// The longest history, in steps.
+    pub(crate) depth: usize,
     /// Whether there was nothing left to look at.
     pub(crate) complete: bool,
     /// The property that was violated, and the steps that lead there.
     pub(crate) violated: Option<(&'static str, Vec<String>)>,
 }
 
-/// Looks at every state that can be reached, in breadth, so that a violation is told by its
-/// shortest history. Ends at the first one, and at the limits.
+/// Looks at every state that can be reached, in breadth, so that a violation is told by a short
+/// history. Ends soon after the first one, and at the limits.
 pub(crate) fn check<M>(
     title: &str,
     model: M,
@@ -105,6 +109,7 @@ where
     let violated = always.filter_map(|p| Some((p.name, checker.discovery(p.name)?))).next();
     let checked = Checked {
         states: checker.unique_state_count(),
+        depth: checker.max_depth() - 1,
         complete: checker.is_done() && violated.is_none() && checker.state_count() < states_max,
         violated: violated.map(|(name, path)| {
             let steps = path.into_actions();
@@ -112,10 +117,10 @@ where
         }),
     };
     println!(
-        "{title}: {} states, {} generated, depth {}, {:.1} s, {}",
+        "{title}: {} states, {} generated, {} steps deep, {:.1} s, {}",
         checked.states,
         checker.state_count(),
-        checker.max_depth(),
+        checked.depth,
         began.elapsed().as_secs_f64(),
         match &checked.violated {
             Some((name, steps)) => format!("VIOLATED in {} steps: {name}", steps.len()),
