@@ -22,6 +22,8 @@ mod plane;
 mod rpc;
 #[path = "simulation/server.rs"]
 mod server;
+#[path = "simulation/service.rs"]
+mod service;
 #[path = "simulation/storm.rs"]
 mod storm;
 #[path = "simulation/tally.rs"]
