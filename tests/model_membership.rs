@@ -117,9 +117,9 @@ fn every_majority_and_all_but_any_one_can_decide_the_next_view() {
     let ring = Ring::new("abc", "c", limits.clone());
     holds("3 nodes, one's next life, progress", ring, 60_000, Reach::All);
     let ring = Ring::new("abcd", "", limits.clone());
-    holds("4 nodes, progress", ring, 30_000, Reach::Steps(6));
+    holds("4 nodes, progress", ring, 12_000, Reach::Steps(5));
     let ring = Ring::new("abcd", "", Limits { views: 2, proposals: 1, ..limits });
-    holds("4 nodes, 2 views, 1 proposal, progress", ring, 20_000, Reach::Steps(7));
+    holds("4 nodes, 2 views, 1 proposal, progress", ring, 13_000, Reach::Steps(6));
 }
 
 /// What the model leaves out makes no difference: with and without, the nodes vote and decide the

@@ -13,7 +13,7 @@ use super::ring::Ring;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Local {
     Joining(NodeId),
-    In(Voter),
+    In(Box<Voter>),
     /// Has no part in the newest view that it knows.
     Out(Arc<View>),
 }
@@ -52,7 +52,7 @@ impl Voter {
 impl Local {
     pub(super) fn enter(me: NodeId, view: Arc<View>) -> Self {
         match view.member(&me) {
-            Some(_) => Self::In(Voter::fresh(me, view)),
+            Some(_) => Self::In(Box::new(Voter::fresh(me, view))),
             None => Self::Out(view),
         }
     }
@@ -110,9 +110,9 @@ impl Ring {
                     voter.instance.take_the_lead(None, &mut steps);
                 }
                 (Local::In(voter), Input::Restart) => {
-                    *voter = voter.restarted(voter.stored.clone())
+                    **voter = voter.restarted(voter.stored.clone());
                 }
-                (Local::In(voter), Input::Forget) => *voter = voter.restarted(Votes::default()),
+                (Local::In(voter), Input::Forget) => **voter = voter.restarted(Votes::default()),
                 (Local::In(_), Input::Overhear(change)) => {
                     steps.push(Step::Decided(change.clone()));
                 }
@@ -171,11 +171,12 @@ impl Ring {
             // Killed before anything came of it: a restart before. Killed when all was stored: a
             // restart after, and what was still to be said is lost.
             let before_all = sent.is_empty() && after.stored == old.stored;
-            let after_all = after.stored == *new.instance.votes();
-            if !before_all && !(after_all && !matches!(step, Step::Decided(_))) {
+            let decides = matches!(step, Step::Decided(_));
+            let after_all = after.stored == *new.instance.votes() && !decides;
+            if !before_all && !after_all {
                 let left = old.restarted(after.stored.clone());
                 let broken = !sent.is_empty() && contradicts(&new.instance, &left.instance);
-                let local = self.locals.number(Local::In(left));
+                let local = self.locals.number(Local::In(Box::new(left)));
                 cuts.push(Outcome { sent: sent.clone(), broken, ..none(local) });
             }
             match step {

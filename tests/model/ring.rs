@@ -90,6 +90,9 @@ pub(crate) struct State {
     contradicted: bool,
 }
 
+/// What each node has voted, in which view, and what was decided by then.
+pub(crate) type Reached = (Vec<Option<(u64, Votes)>>, Vec<Change>);
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     Step {
@@ -306,9 +309,8 @@ impl Ring {
         self.limits.plain || self.matters(fact, local, |answer| !self.is_new(state, answer))
     }
 
-    /// Everything that the nodes of the model may have voted at one time, each in its view, and
-    /// what was decided by then.
-    pub(crate) fn reachable(&self) -> HashSet<(Vec<Option<(u64, Votes)>>, Vec<Change>)> {
+    /// Everything that may have been voted and decided at one time.
+    pub(crate) fn reachable(&self) -> HashSet<Reached> {
         let voted = |&local: &u32| match &*self.locals.get(local) {
             Local::In(voter) => Some((voter.view().number, voter.instance.votes().clone())),
             _ => None,
