@@ -142,10 +142,12 @@ impl Node {
         };
         // Who is not recovered yet and was a member after this copy's last sync may have had it next,
         // but for those that show an older one. If they never can be, because all that had their
-        // copies lost their memory, then neither can this: it may be older. What was never
-        // mirrored nobody had next.
+        // copies lost their memory, then neither can this: it may be older. What was made
+        // here and never mirrored nobody had next; of what was taken over and never mirrored, whoever
+        // gave it may have gone on with its own.
         let mark = self.owned.borrow().get(name).and_then(|o| o.region.mark().ok());
         let since = mark.map_or(0, |mark| mark.view);
+        let may_be_elsewhere = mark.is_some() || mine.successor.is_some() || mine.epoch > 1;
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
         };
@@ -153,7 +155,7 @@ impl Node {
         for gone in view.holders.iter().filter(|h| self.is_unsettled(&h.owner)) {
             if gone.owner.name == self.id().name {
                 doubt |= mine.ended == Some(gone.owner.incarnation);
-            } else if (mark.is_some() || mine.successor.is_some()) && gone.left > since {
+            } else if may_be_elsewhere && gone.left > since {
                 doubt |= !shown(&gone.owner) && !self.leaves_traces(gone, &view, since).await;
             }
         }
