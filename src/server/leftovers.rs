@@ -147,7 +147,8 @@ impl Node {
         // gave it may have gone on with its own.
         let mark = self.owned.borrow().get(name).and_then(|o| o.region.mark().ok());
         let since = mark.map_or(0, |mark| mark.view);
-        let may_be_elsewhere = mark.is_some() || mine.successor.is_some() || mine.epoch > 1;
+        let taken_over = mine.identity.generation > 1;
+        let may_be_elsewhere = mark.is_some() || mine.successor.is_some() || taken_over;
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
         };

@@ -157,8 +157,17 @@ impl Server {
             }
             let (superseded, successor, ended) = (false, None, None);
             let nonce = self.world.count();
-            let taken_from = Vec::new();
-            let meta = Meta { checkpoint, epoch, superseded, successor, ended, taken_from, nonce };
+            let (taken_over, taken_from) = (false, Vec::new());
+            let meta = Meta {
+                checkpoint,
+                epoch,
+                taken_over,
+                superseded,
+                successor,
+                ended,
+                taken_from,
+                nonce,
+            };
             let kept = Kept { meta, region: new_region(&id.0, checkpoint) };
             self.keep_mirror(&id, &kept);
             let held = Held { kept, memory: None, key: None, fenced: false };

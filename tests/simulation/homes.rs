@@ -564,7 +564,7 @@ impl Server {
         // gave it may have gone on with its own.
         let mark = self.owned.borrow().get(name).and_then(|o| o.kept.region.mark().ok());
         let since = mark.map_or(0, |mark| mark.view);
-        let may_be_elsewhere = mark.is_some() || mine.successor.is_some() || mine.epoch > 1;
+        let may_be_elsewhere = mark.is_some() || mine.successor.is_some() || mine.taken_over;
         let shown = |owner: &NodeId| {
             copies.iter().any(|(m, c)| m.id.name == owner.name && same(c) && c.epoch < mine.epoch)
         };
@@ -602,6 +602,7 @@ impl Server {
                     superseded: false,
                     successor: None,
                     ended: None,
+                    taken_over: false,
                     taken_from: Vec::new(),
                     nonce: self.world.count(),
                 };
@@ -649,8 +650,9 @@ impl Server {
         }
         let nonce = self.world.count();
         let (epoch, superseded, successor, ended) = (self.epoch_after(epoch), false, None, None);
-        let taken_from = Vec::new();
-        let meta = Meta { checkpoint, epoch, superseded, successor, ended, taken_from, nonce };
+        let (taken_over, taken_from) = (true, Vec::new());
+        let meta =
+            Meta { checkpoint, epoch, taken_over, superseded, successor, ended, taken_from, nonce };
         let mut kept = Kept { meta, region };
         self.drop_owned(name); // an older copy of this node's own
         let still = self.life.get() == life && self.is_alive();

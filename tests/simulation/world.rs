@@ -104,6 +104,8 @@ pub(crate) struct Meta {
     /// Which checkpoint of that name.
     pub(crate) checkpoint: u64,
     pub(crate) epoch: u64,
+    /// Its memory was made to take it over from another owner.
+    pub(crate) taken_over: bool,
     /// Given up, or lost to another owner: kept until that one is safe.
     pub(crate) superseded: bool,
     pub(crate) successor: Option<NodeId>,
