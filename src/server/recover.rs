@@ -451,6 +451,17 @@ impl Node {
         self.while_creating(name, self.try_adopt(owner, name, life)).await
     }
 
+    /// A copy that an ended life of this node made when it took over what `mirror` is a mirror of, and
+    /// mirrored nowhere: it comes next, and nobody else has it.
+    fn never_mirrored_after(&self, name: &Name, mirror: &Meta) -> Option<Meta> {
+        let owned = self.owned.borrow();
+        let Owned { meta, region, .. } = owned.get(name)?;
+        let same = meta.identity.checkpoint == mirror.identity.checkpoint;
+        let next = same && meta.epoch > mirror.epoch;
+        let comes_next = next && self.may_go_on(meta) && region.mark().is_err();
+        comes_next.then(|| meta.clone())
+    }
+
     async fn try_adopt(
         self: &Rc<Self>,
         owner: &NodeId,
@@ -475,6 +486,15 @@ impl Node {
             let mirror = mirrors.get(&id).ok_or_else(|| internal(&"the mirror is gone"))?;
             mirror.meta.clone()
         };
+        if let Some(own) = self.never_mirrored_after(name, &mine) {
+            return match self.taken_over_already(owner, name, &own).await? {
+                Some(successor) => Ok(successor.synced.is_some()),
+                None => {
+                    let taken_from = self.taken_from(&own, owner);
+                    self.go_on_with(Meta { taken_from, ..own }, life).await.map(|()| false)
+                }
+            };
+        }
         if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
             tracing::debug!(checkpoint = %name, from = %owner, "somebody else has it already");
             return Ok(successor.synced.is_some());

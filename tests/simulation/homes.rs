@@ -343,6 +343,16 @@ impl Server {
         adopted
     }
 
+    /// A copy that an ended life of this node made when it took over what `mirror` is a mirror of, and
+    /// mirrored nowhere: it comes next, and nobody else has it.
+    fn never_mirrored_after(&self, name: &Name, mirror: &Meta) -> Option<Meta> {
+        let owned = self.owned.borrow();
+        let Kept { meta, region } = &owned.get(name)?.kept;
+        let next = meta.checkpoint == mirror.checkpoint && meta.epoch > mirror.epoch;
+        let comes_next = next && self.may_go_on(meta) && region.mark().is_err();
+        comes_next.then(|| meta.clone())
+    }
+
     async fn try_adopt(
         self: &Rc<Self>,
         owner: &NodeId,
@@ -363,6 +373,15 @@ impl Server {
                 None => self.go_on_with(name, mine, life).map(|()| false),
             };
         };
+        if let Some(own) = self.never_mirrored_after(name, &mine) {
+            return match self.taken_over_already(owner, name, &own).await? {
+                Some(successor) => Ok(successor.synced.is_some()),
+                None => {
+                    let taken_from = self.taken_from(&own, owner);
+                    self.go_on_with(name, Meta { taken_from, ..own }, life).map(|()| false)
+                }
+            };
+        }
         if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
             return Ok(successor.synced.is_some());
         }
