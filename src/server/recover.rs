@@ -451,6 +451,21 @@ impl Node {
         self.while_creating(name, self.try_adopt(owner, name, life)).await
     }
 
+    /// Goes on with an own copy in the recovery of `owner`, unless somebody has a later one.
+    async fn go_on_after(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        mine: Meta,
+        life: u64,
+    ) -> Result<bool, Failure> {
+        if let Some(successor) = self.taken_over_already(owner, &mine.name, &mine).await? {
+            return Ok(successor.synced.is_some());
+        }
+        let taken_from = self.taken_from(&mine, owner);
+        self.go_on_with(Meta { taken_from, ..mine }, life).await?;
+        Ok(false)
+    }
+
     /// A copy that an ended life of this node made when it took over what `mirror` is a mirror of, and
     /// mirrored nowhere: it comes next, and nobody else has it.
     fn never_mirrored_after(&self, name: &Name, mirror: &Meta) -> Option<Meta> {
@@ -476,10 +491,7 @@ impl Node {
             }) else {
                 return Ok(self.is_protected(owner, name)); // adopted already
             };
-            return match self.taken_over_already(owner, name, &mine).await? {
-                Some(successor) => Ok(successor.synced.is_some()),
-                None => self.go_on_with(mine, life).await.map(|()| false),
-            };
+            return self.go_on_after(owner, mine, life).await;
         };
         let mine = {
             let mirrors = self.mirrors.borrow();
@@ -487,13 +499,7 @@ impl Node {
             mirror.meta.clone()
         };
         if let Some(own) = self.never_mirrored_after(name, &mine) {
-            return match self.taken_over_already(owner, name, &own).await? {
-                Some(successor) => Ok(successor.synced.is_some()),
-                None => {
-                    let taken_from = self.taken_from(&own, owner);
-                    self.go_on_with(Meta { taken_from, ..own }, life).await.map(|()| false)
-                }
-            };
+            return self.go_on_after(owner, own, life).await;
         }
         if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
             tracing::debug!(checkpoint = %name, from = %owner, "somebody else has it already");

@@ -343,6 +343,22 @@ impl Server {
         adopted
     }
 
+    /// Goes on with an own copy in the recovery of `owner`, unless somebody has a later one.
+    async fn go_on_after(
+        self: &Rc<Self>,
+        owner: &NodeId,
+        name: &Name,
+        mine: Meta,
+        life: u64,
+    ) -> Result<bool, Failure> {
+        if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
+            return Ok(successor.synced.is_some());
+        }
+        let taken_from = self.taken_from(&mine, owner);
+        self.go_on_with(name, Meta { taken_from, ..mine }, life)?;
+        Ok(false)
+    }
+
     /// A copy that an ended life of this node made when it took over what `mirror` is a mirror of, and
     /// mirrored nowhere: it comes next, and nobody else has it.
     fn never_mirrored_after(&self, name: &Name, mirror: &Meta) -> Option<Meta> {
@@ -368,19 +384,10 @@ impl Server {
                 let here = self.meta_of(name).is_some_and(here);
                 return Ok(!here || self.synced_views.borrow().contains_key(name));
             };
-            return match self.taken_over_already(owner, name, &mine).await? {
-                Some(successor) => Ok(successor.synced.is_some()),
-                None => self.go_on_with(name, mine, life).map(|()| false),
-            };
+            return self.go_on_after(owner, name, mine, life).await;
         };
         if let Some(own) = self.never_mirrored_after(name, &mine) {
-            return match self.taken_over_already(owner, name, &own).await? {
-                Some(successor) => Ok(successor.synced.is_some()),
-                None => {
-                    let taken_from = self.taken_from(&own, owner);
-                    self.go_on_with(name, Meta { taken_from, ..own }, life).map(|()| false)
-                }
-            };
+            return self.go_on_after(owner, name, own, life).await;
         }
         if let Some(successor) = self.taken_over_already(owner, name, &mine).await? {
             return Ok(successor.synced.is_some());
