@@ -217,7 +217,7 @@ impl Initiator {
             }
             skip = 0;
         }
-        Ok((self.stream.send(&gather)? as u64).min(budget))
+        Ok((self.stream.send(&mut gather)? as u64).min(budget))
     }
 
     fn count_sent(&mut self, bytes: u64) {

@@ -63,6 +63,19 @@ impl<'a> Pieces<'a> {
         true
     }
 
+    /// Makes a system call, again where it could not reach all bytes.
+    fn reaching(&mut self, call: impl Fn(&mut Self) -> Result<usize, Errno>) -> io::Result<usize> {
+        let mut done = call(self);
+        for _ in 0..TOUCHES_MAX {
+            if done != Err(Errno::FAULT) {
+                break;
+            }
+            self.touch();
+            done = call(self);
+        }
+        Ok(done?)
+    }
+
     /// The kernel could not reach some of the bytes: a mapping's file was cut off. Touching them
     /// puts zeros in its place (see `region::sigbus`), so that the request can be finished: other
     /// checkpoints use the same connection. In a process without that handler this is the end, as
@@ -101,25 +114,18 @@ impl<'a> Gather<'a> {
     }
 
     /// Sends what the socket takes without blocking.
-    pub(super) fn send(&self, socket: impl AsFd) -> io::Result<usize> {
-        // SAFETY: `IoSlice` is guaranteed to have the layout of `struct iovec`, as `IoVec` has;
-        // the first `count` entries are there; they point to bytes borrowed for `'a`, which outlives
-        // this call, and neither the standard library nor rustix looks through them: only the kernel
-        // reads there, and it does not mind a racing writer.
-        let slices = unsafe {
-            std::slice::from_raw_parts(self.0.vecs.as_ptr().cast::<IoSlice<'_>>(), self.0.count)
-        };
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let send = || sendmsg(&socket, slices, &mut SendAncillaryBuffer::default(), flags);
-        let mut sent = send();
-        for _ in 0..TOUCHES_MAX {
-            if sent != Err(Errno::FAULT) {
-                break;
-            }
-            self.0.touch();
-            sent = send();
-        }
-        Ok(sent?)
+    pub(super) fn send(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        self.0.reaching(|pieces| {
+            // SAFETY: `IoSlice` is guaranteed to have the layout of `struct iovec`, as `IoVec` has;
+            // the first `count` entries are there; they point to bytes borrowed for `'a`, which
+            // outlives this call, and neither the standard library nor rustix looks through them:
+            // only the kernel reads there, and it does not mind a racing writer.
+            let slices = unsafe {
+                std::slice::from_raw_parts(pieces.vecs.as_ptr().cast::<IoSlice<'_>>(), pieces.count)
+            };
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            sendmsg(&socket, slices, &mut SendAncillaryBuffer::default(), flags)
+        })
     }
 }
 
@@ -148,27 +154,16 @@ impl<'a> Scatter<'a> {
 
     /// Receives what the (non-blocking) socket has. Zero is the end of the stream.
     pub(super) fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
-        let mut received = self.try_receive(&socket);
-        for _ in 0..TOUCHES_MAX {
-            if received != Err(Errno::FAULT) {
-                break;
-            }
-            self.0.touch();
-            received = self.try_receive(&socket);
-        }
-        Ok(received?)
-    }
-
-    fn try_receive(&mut self, socket: impl AsFd) -> Result<usize, Errno> {
-        let pieces = &mut self.0;
-        // SAFETY: as in `Gather::send`, for `IoSliceMut`; bytes of this process are borrowed
-        // mutably for `'a`, and bytes of a mapping belong to whoever writes last, by its contract.
-        let slices = unsafe {
-            std::slice::from_raw_parts_mut(
-                pieces.vecs.as_mut_ptr().cast::<IoSliceMut<'_>>(),
-                pieces.count,
-            )
-        };
-        rustix::io::readv(socket, slices)
+        self.0.reaching(|pieces| {
+            // SAFETY: as in `Gather::send`, for `IoSliceMut`; bytes of this process are borrowed
+            // mutably for `'a`, and bytes of a mapping belong to whoever writes last, by its contract.
+            let slices = unsafe {
+                std::slice::from_raw_parts_mut(
+                    pieces.vecs.as_mut_ptr().cast::<IoSliceMut<'_>>(),
+                    pieces.count,
+                )
+            };
+            rustix::io::readv(&socket, slices)
+        })
     }
 }

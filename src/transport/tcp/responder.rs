@@ -223,7 +223,7 @@ impl Responder {
                 gather.bytes(&ZEROS[..ZEROS.len().min(want as usize)]);
             }
         }
-        let moved = self.stream.send(&gather)?;
+        let moved = self.stream.send(&mut gather)?;
         let of_head = moved.min(HEADER_LEN - self.head_sent);
         let of_payload = (moved - of_head) as u64;
         self.head_sent += of_head;

@@ -203,7 +203,7 @@ impl Stream {
     }
 
     /// Sends the list's front. Zero when the socket takes nothing now.
-    pub(super) fn send(&mut self, gather: &Gather<'_>) -> Result<usize, End> {
+    pub(super) fn send(&mut self, gather: &mut Gather<'_>) -> Result<usize, End> {
         let result = gather.send(&self.socket);
         self.sent(result)
     }
