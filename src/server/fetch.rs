@@ -363,6 +363,5 @@ impl Node {
 
 /// Among copies of a checkpoint the first that says that it has this version.
 fn with_version(regions: &[(Meta, Region)], version: Version) -> Option<&(Meta, Region)> {
-    let has = |region: &Region, slot| region.record(slot).is_ok_and(|r| r.sequence == version);
-    regions.iter().find(|(_, region)| (0..region.layout().slots()).any(|slot| has(region, slot)))
+    regions.iter().find(|(_, region)| find_version(region, Some(version)).is_ok())
 }

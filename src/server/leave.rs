@@ -12,6 +12,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 use super::{
+    copies::find_version,
     data_plane::{Command, CopyReport, Report},
     failures::no_such,
     node::{LONG_CALL_TIMEOUT, Node, Owned, blocking},
@@ -143,9 +144,7 @@ impl Node {
     fn is_still_here(&self, name: &Name, version: Version) -> bool {
         let owned = self.owned.borrow();
         let Some(Owned { region, .. }) = owned.get(name) else { return true };
-        let mut slots = 0..region.layout().slots();
-        version == 0
-            || slots.any(|slot| region.record(slot).is_ok_and(|record| record.sequence == version))
+        version == 0 || find_version(region, Some(version)).is_ok()
     }
 
     /// Whether a member's mirror has this version and no newer one, down to the last checksum.
