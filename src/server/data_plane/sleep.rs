@@ -15,14 +15,23 @@ use rustix::{
 const ALARM: u64 = u64::MAX;
 const TRANSPORT: u64 = u64::MAX - 1;
 
+/// So many events are heard of in one wait.
+const EVENTS: usize = 64;
+
 /// What woke the thread, or is waiting to be looked at.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rung {
     /// There are commands. The alarm stays readable until they are taken: silenced any earlier, a
     /// thread that then went to sleep would sleep over them.
     pub(super) alarm: bool,
-    /// Checkpoints whose bell was rung.
+    /// Checkpoints whose bell was rung. Never grows: a wait tells of [`EVENTS`] at most.
     pub(super) bells: Vec<usize>,
+}
+
+impl Default for Rung {
+    fn default() -> Self {
+        Self { alarm: false, bells: Vec::with_capacity(EVENTS) }
+    }
 }
 
 pub(super) struct Sleeper {
@@ -58,7 +67,7 @@ impl Sleeper {
     /// Waits until something is rung, at most `timeout` (`None`: without end).
     pub(super) fn wait(&mut self, timeout: Option<Duration>, rung: &mut Rung) {
         rung.bells.clear();
-        let mut buffer = [const { MaybeUninit::<epoll::Event>::uninit() }; 64];
+        let mut buffer = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENTS];
         let timeout = timeout.map(|t| Timespec {
             tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: t.subsec_nanos().into(),
