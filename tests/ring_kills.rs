@@ -1,5 +1,5 @@
-//! Whatever process is killed, and whenever: an acknowledged `mirrored` version is there afterwards,
-//! byte for byte.
+//! Whatever process is killed or stopped, and whenever: an acknowledged `mirrored` version is there
+//! afterwards, byte for byte.
 //!
 //! `RINGKEEP_KILL_ROUNDS` says how many rounds, `RINGKEEP_KILL_SEED` repeats a run.
 #![cfg(feature = "cli")]
@@ -40,10 +40,12 @@ enum Victim {
     Server,
     Both,
     OtherServer,
+    /// Any server, for longer than the ring waits: it finds itself voted out when it goes on.
+    Stopped,
 }
 
 #[test]
-fn no_kill_loses_an_acknowledged_version() {
+fn nothing_that_was_acknowledged_is_lost() {
     let rounds = number("RINGKEEP_KILL_ROUNDS").unwrap_or(ROUNDS_DEFAULT);
     let seed = number("RINGKEEP_KILL_SEED").unwrap_or_else(fresh_seed);
     eprintln!("{rounds} rounds; to repeat: RINGKEEP_KILL_SEED={seed}");
@@ -65,7 +67,7 @@ struct Play {
     ring: Ring,
     writer: Writer,
     home: usize,
-    /// Its server was killed since the service opened the checkpoint.
+    /// Its server was killed or stopped since the service opened the checkpoint.
     may_be_fenced: bool,
     seed: u64,
 }
@@ -80,13 +82,15 @@ impl Play {
     fn round(&mut self, round: u64, random: &mut Random) {
         // When it happens is told by what the service has done, not by a clock.
         self.go_on(1 + random.below(30) as u64);
-        let victim = match random.below(4) {
+        let victim = match random.below(5) {
             0 => Victim::Service,
             1 => Victim::Server,
             2 => Victim::Both,
-            _ => Victim::OtherServer,
+            3 => Victim::OtherServer,
+            _ => Victim::Stopped,
         };
-        let wiped = victim != Victim::Service && random.below(2) == 0;
+        let has_memory = !matches!(victim, Victim::Service | Victim::Stopped);
+        let wiped = has_memory && random.below(2) == 0;
         let other = (self.home + 1 + random.below(NODES - 1)) % NODES;
         let moves = random.below(2) == 0;
         eprintln!("round {round}: {victim:?} of {} (other {other}), wiped: {wiped}", self.home);
@@ -120,6 +124,8 @@ impl Play {
                 self.go_on(5);
                 self.ring.restart(other);
             }
+            Victim::Stopped if moves => self.stop(self.home, Some(other)),
+            Victim::Stopped => self.stop([self.home, other][random.below(2)], None),
         }
         for node in 0..NODES {
             self.ring.wait(node, "the whole ring", |status| members(status, NODES));
@@ -130,11 +136,36 @@ impl Play {
         self.check(random.below(NODES));
     }
 
+    /// Stops a server until the others have voted it out. The service is opened at the `heir`, if
+    /// there is one, while the one before still runs: nothing of that one is acknowledged any more.
+    fn stop(&mut self, stopped: usize, heir: Option<usize>) {
+        self.ring.node(stopped).pause();
+        let seen = heir.unwrap_or((stopped + 1) % NODES);
+        self.ring.wait(seen, "the stopped node's end", |status| members(status, NODES - 1));
+        if let Some(heir) = heir {
+            let socket = self.ring.node(heir).socket();
+            let next = Writer::open(&socket, "state", self.seed, self.writer.acknowledged);
+            let mut before = std::mem::replace(&mut self.writer, next);
+            let began = self.writer.acknowledged;
+            self.home = heir;
+            self.ring.node(stopped).resume();
+            assert!(!before.acknowledges(u64::MAX / 2), "two services write one checkpoint");
+            let last = before.acknowledged;
+            assert!(last <= began, "{last} acknowledged, after another began with {began}");
+        } else {
+            self.ring.node(stopped).resume();
+            self.may_be_fenced |= stopped == self.home;
+        }
+    }
+
     /// Waits for more acknowledged versions. A service whose node was voted out while its server
     /// was down is fenced; it finds its checkpoint where the ring says.
     fn go_on(&mut self, versions: u64) {
         if !self.writer.acknowledges(versions) {
-            assert!(self.may_be_fenced, "its server was not killed: nobody took it over");
+            assert!(
+                self.may_be_fenced,
+                "its server was not killed nor stopped: nobody took it over"
+            );
             let acknowledged = self.writer.kill_9();
             self.open_anywhere(acknowledged);
             assert!(self.writer.acknowledges(versions), "nobody else has it");
