@@ -35,7 +35,9 @@ impl Node {
                 let node = self.clone();
                 tokio::task::spawn_local(async move { node.need_mirror(name, holder).await });
             }
-            Notice::Synced { name, holders, view } => self.synced(name, holders, view),
+            Notice::Synced { name, epoch, holders, view } => {
+                self.synced(name, epoch, holders, view);
+            }
             Notice::Released { name, holder, confirmed } => {
                 tracing::debug!(checkpoint = %name, %holder, confirmed, "a mirror was let go");
             }
@@ -147,12 +149,15 @@ impl Node {
         }
     }
 
-    /// This node's checkpoint has all its mirrors: copies that they replace can go (rule H4).
-    fn synced(self: &Rc<Self>, name: Name, holders: Vec<NodeId>, view: u64) {
-        let (identity, epoch) = {
+    /// This node's checkpoint has all its mirrors: copies that they replace can go (rule H4). What
+    /// was said of an ownership that ended meanwhile frees nothing.
+    fn synced(self: &Rc<Self>, name: Name, epoch: u64, holders: Vec<NodeId>, view: u64) {
+        let identity = {
             let owned = self.owned.borrow();
-            let Some(owned) = owned.get(&name) else { return };
-            (owned.meta.identity, owned.meta.epoch)
+            match owned.get(&name).filter(|owned| owned.meta.epoch == epoch) {
+                Some(owned) => owned.meta.identity,
+                None => return,
+            }
         };
         let confirm = Request::Confirm {
             name: name.clone(),

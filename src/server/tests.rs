@@ -306,12 +306,25 @@ fn news_of_a_former_ownership_does_not_count_for_the_next() {
         drop(alone.open(100, false).await.unwrap());
         node.set_ended(&name(), &node.id()).unwrap();
         node.disown(name(), Condition::Fenced).await.unwrap();
-        // The data plane said so before it heard of the eviction.
-        node.notice(data_plane::Notice::Synced { name: name(), holders: Vec::new(), view: 1 });
+        // The data plane said so before it heard of the eviction. Heard before this node goes on…
+        let epoch = |node: &Node| node.owned.borrow()[&name()].meta.epoch;
+        let of = epoch(node);
+        let synced = |epoch| data_plane::Notice::Synced {
+            name: name(),
+            epoch,
+            holders: Vec::new(),
+            view: 1,
+        };
+        node.notice(synced(of));
         let mine = node.owned.borrow().get(&name()).unwrap().meta.clone();
         node.go_on_with(mine, 0).await.unwrap();
         assert!(node.owns(&name()));
         assert_eq!(node.synced_views.borrow().get(&name()), None);
+        // … or after it.
+        node.notice(synced(of));
+        assert_eq!(node.synced_views.borrow().get(&name()), None);
+        node.notice(synced(epoch(node)));
+        assert_eq!(node.synced_views.borrow().get(&name()), Some(&1));
     });
 }
 

@@ -297,7 +297,8 @@ impl Engine {
                 }
                 Some(Action::Synced { holders, view }) => {
                     holders.iter().for_each(|holder| owned.copies.ended(holder));
-                    let notice = Notice::Synced { name: name.clone(), holders, view };
+                    let (name, epoch) = (name.clone(), owned.epoch);
+                    let notice = Notice::Synced { name, epoch, holders, view };
                     self.channels.tell(notice);
                 }
                 Some(Action::Post(post)) => {

@@ -198,8 +198,9 @@ pub enum LinkEnd {
 pub enum Notice {
     /// This holder should prepare a mirror of this checkpoint.
     NeedMirror { name: Name, holder: NodeId },
-    /// The mirrors at these holders are complete and marked for this view.
-    Synced { name: Name, holders: Vec<NodeId>, view: u64 },
+    /// The mirrors at these holders are complete and marked for this view, as those of this epoch's
+    /// owner.
+    Synced { name: Name, epoch: u64, holders: Vec<NodeId>, view: u64 },
     /// Nothing more is sent to this holder; when `confirmed` it may let its copy go.
     Released { name: Name, holder: NodeId, confirmed: bool },
     /// The connection that this node opened towards this peer ended.
