@@ -155,9 +155,9 @@ pub enum ServeError {
          vote with"
     )]
     WitnessAlone,
-    /// The ring does not take this node in, or the server cannot go on.
+    /// The server had to end: the ring does not take this node in, or it cannot go on. In words.
     #[error("{0}")]
-    Refused(String),
+    Ended(String),
 }
 
 /// How old the numbers that the metrics show may be.
@@ -300,7 +300,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     node.data_plane.stop();
     let _ = fs::remove_file(socket_path);
     match node.failure.borrow_mut().take() {
-        Some(reason) => Err(ServeError::Refused(reason)),
+        Some(reason) => Err(ServeError::Ended(reason)),
         None => Ok(()),
     }
 }
