@@ -156,7 +156,7 @@ async fn a_mirrored_commit_allocates_nothing() {
         let slot = (version % 2) as usize;
         let extent = Extent { start: (version % 15) * 4096, end: (version % 15) * 4096 + 100 };
         while !producer.begin_writing(slot) {
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
         mine.invalidate(slot);
         mine.write_payload(slot, extent.start, &[version as u8; 100]).unwrap();
@@ -172,7 +172,7 @@ async fn a_mirrored_commit_allocates_nothing() {
             clients.ring();
         }
         while producer.mirrored() < version {
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
     };
     (1..=90).for_each(&mut commit);
