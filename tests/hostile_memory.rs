@@ -324,7 +324,7 @@ fn a_client_that_submits_without_a_pause_keeps_nobody_else_waiting() {
 fn submit_when_there_is_room(client: &Attached, index: u64) {
     let room = || index < client.ring.atomic_u64(CONSUMED_AT).load(Ordering::SeqCst) + 16;
     while !room() {
-        std::hint::spin_loop();
+        std::thread::yield_now();
     }
     let (version, slot) = (index + 1, index as u32 % 2);
     submit(client, index, &Entry { version, slot, ranges: u32::MAX - 1, map: 1, ..HONEST });
