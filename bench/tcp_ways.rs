@@ -196,15 +196,14 @@ fn exchange_by(ring: &mut IoUring, socket: &TcpStream, out: &[u8], place: &mut [
         .build()
         .user_data(1);
     let mut under_way = 1;
-    // SAFETY: both buffers are borrowed until this returns, which it does only when nothing is under
-    // way any more.
-    unsafe {
-        if !out.is_empty() {
-            ring.submission().push(&sending).unwrap();
-            under_way += 1;
-        }
-        ring.submission().push(&receiving).unwrap();
+    if !out.is_empty() {
+        // SAFETY: the buffer is borrowed until this returns, which it does only when nothing is under
+        // way any more.
+        unsafe { ring.submission().push(&sending).unwrap() };
+        under_way += 1;
     }
+    // SAFETY: as above.
+    unsafe { ring.submission().push(&receiving).unwrap() };
     ring.submit().unwrap();
     let mut received = 0;
     while under_way > 0 {

@@ -50,7 +50,7 @@ pub struct Places {
     pub dir: PathBuf,
     /// A directory on hugetlbfs and its page size in bytes.
     pub huge: Option<(PathBuf, u64)>,
-    /// The system joins ordinary pages.
+    /// The system knows how to join ordinary pages.
     pub joins_pages: bool,
 }
 
@@ -102,7 +102,7 @@ impl Places {
             let fs = statfs(&path).ok()?;
             Some((path, fs.f_bsize as u64))
         });
-        Ok(Self { dir: dir.to_owned(), huge, joins_pages: transparent::is_offered() })
+        Ok(Self { dir: dir.to_owned(), huge, joins_pages: transparent::is_known() })
     }
 
     /// Makes and reserves a file of at least `bytes` bytes with this file name.
