@@ -67,16 +67,17 @@ struct Play {
     ring: Ring,
     writer: Writer,
     home: usize,
-    /// Its server was killed or stopped since the service opened the checkpoint.
-    may_be_fenced: bool,
+    /// Its node's incarnation when the service opened the checkpoint.
+    life: u64,
     seed: u64,
 }
 
 impl Play {
     fn start(seed: u64) -> Self {
         let ring = Ring::start(NODES);
+        let life = ring.node(0).status().unwrap().incarnation;
         let writer = Writer::open(&ring.node(0).socket(), "state", seed, 0);
-        Self { ring, writer, home: 0, may_be_fenced: false, seed }
+        Self { ring, writer, home: 0, life, seed }
     }
 
     fn round(&mut self, round: u64, random: &mut Random) {
@@ -96,14 +97,13 @@ impl Play {
         eprintln!("round {round}: {victim:?} of {} (other {other}), wiped: {wiped}", self.home);
         match victim {
             Victim::Service => {
-                // Its own node still owns it: elsewhere that would be a take-over by force.
+                // Where its own node is: elsewhere that would be a take-over by force.
                 let acknowledged = self.writer.kill_9();
-                self.open_writer(self.home, acknowledged);
+                self.open_anywhere(acknowledged);
             }
             Victim::Server => {
                 self.kill_server(self.home, wiped);
                 self.ring.restart(self.home);
-                self.may_be_fenced = true;
             }
             Victim::Both => {
                 self.kill_server(self.home, wiped);
@@ -143,29 +143,27 @@ impl Play {
         let seen = heir.unwrap_or((stopped + 1) % NODES);
         self.ring.wait(seen, "the stopped node's end", |status| members(status, NODES - 1));
         if let Some(heir) = heir {
-            let socket = self.ring.node(heir).socket();
-            let next = Writer::open(&socket, "state", self.seed, self.writer.acknowledged);
-            let mut before = std::mem::replace(&mut self.writer, next);
+            let mut before = self.open_writer(heir, self.writer.acknowledged);
             let began = self.writer.acknowledged;
-            self.home = heir;
             self.ring.node(stopped).resume();
             assert!(!before.acknowledges(u64::MAX / 2), "two services write one checkpoint");
             let last = before.acknowledged;
             assert!(last <= began, "{last} acknowledged, after another began with {began}");
         } else {
             self.ring.node(stopped).resume();
-            self.may_be_fenced |= stopped == self.home;
         }
     }
 
-    /// Waits for more acknowledged versions. A service whose node was voted out while its server
-    /// was down is fenced; it finds its checkpoint where the ring says.
+    /// Waits for more acknowledged versions. A service whose node was voted out is fenced; it finds
+    /// its checkpoint where the ring says.
     fn go_on(&mut self, versions: u64) {
         if !self.writer.acknowledges(versions) {
-            assert!(
-                self.may_be_fenced,
-                "its server was not killed nor stopped: nobody took it over"
-            );
+            poll("the node's next life, without which nobody takes over", || {
+                match self.ring.node(self.home).status() {
+                    Ok(status) if status.incarnation != self.life => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            });
             let acknowledged = self.writer.kill_9();
             self.open_anywhere(acknowledged);
             assert!(self.writer.acknowledges(versions), "nobody else has it");
@@ -205,11 +203,13 @@ impl Play {
         }
     }
 
-    fn open_writer(&mut self, node: usize, acknowledged: u64) {
-        let socket = self.ring.node(node).socket();
-        self.writer = Writer::open(&socket, "state", self.seed, acknowledged);
-        self.may_be_fenced = false;
-        self.home = node;
+    /// Answers with the writer before.
+    fn open_writer(&mut self, node: usize, acknowledged: u64) -> Writer {
+        let server = self.ring.node(node);
+        let life = server.status().unwrap().incarnation;
+        let writer = Writer::open(&server.socket(), "state", self.seed, acknowledged);
+        (self.home, self.life) = (node, life);
+        std::mem::replace(&mut self.writer, writer)
     }
 
     /// On the node that owns it now.
