@@ -165,6 +165,9 @@ enum Happening {
     },
 }
 
+/// Views that were stored and read again, by number, and what was read.
+type ReadViews = BTreeMap<u64, (Arc<View>, Arc<View>)>;
+
 /// Pairs of machines: nothing goes from the first to the second. In a large ring they are hundreds
 /// of thousands, and each message asks.
 #[derive(Default)]
@@ -204,8 +207,7 @@ pub(crate) struct World {
     pub(crate) founded: Cell<bool>,
     /// A machine that was not in the view of the first when it was asked last.
     pub(crate) missing: Cell<usize>,
-    /// Views that were stored and read again, and what was read.
-    pub(crate) read_views: RefCell<BTreeMap<u64, (Arc<View>, Arc<View>)>>,
+    pub(crate) read_views: RefCell<ReadViews>,
     /// A machine whose next mark is the last thing that it does, or that it can send.
     pub(crate) mark_trap: Cell<Option<(usize, bool)>>,
     queue: RefCell<BTreeMap<(Time, u64), Happening>>,
