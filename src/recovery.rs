@@ -91,19 +91,21 @@ pub fn in_owners_memory(version: Version) -> Report {
 /// Who looks after what a lost owner left: the nearest holder of the newest run that is in the ring,
 /// else a node in the ring of which such a holder was an earlier life, else a later life of the
 /// owner itself. Everybody with the same view finds the same one.
-pub fn caretaker<'a, H: Eq>(
+///
+/// `holders` are those of all runs, the newest run's first, and `life` tells which life of a node is
+/// in the ring.
+pub fn caretaker<'a, H: Ord + 'a>(
     owner: &H,
-    runs: &[Run<H>],
-    ring: impl Iterator<Item = &'a H> + Clone,
-    is_later_life: impl Fn(&H, &H) -> bool,
+    holders: impl Iterator<Item = &'a H> + Clone,
+    life: impl Fn(&H) -> Option<&'a H>,
 ) -> Option<&'a H> {
-    let holders = || runs.iter().rev().flat_map(|run| &run.holders);
-    let find = |is: &dyn Fn(&H, &H) -> bool| {
-        holders().find_map(|holder| ring.clone().find(|member| is(member, holder)))
-    };
-    find(&|member, holder| member == holder)
-        .or_else(|| find(&is_later_life))
-        .or_else(|| ring.clone().find(|member| is_later_life(member, owner)))
+    let later = |earlier: &H| life(earlier).filter(|life| *life > earlier);
+    let present = |holder: &H| life(holder).filter(|life| *life == holder);
+    holders
+        .clone()
+        .find_map(present)
+        .or_else(|| holders.clone().find_map(later))
+        .or_else(|| later(owner))
 }
 
 /// On explicit request only: the newest version that anybody reachable has, which may be older than
@@ -198,8 +200,11 @@ mod tests {
             Run { since: 1, holders: vec![('a', 1), ('b', 1)] },
             Run { since: 4, holders: vec![('c', 1), ('b', 1)] },
         ];
-        let later = |m: &(char, u8), h: &(char, u8)| m.0 == h.0 && m.1 > h.1;
-        let who = |ring: &[(char, u8)]| caretaker(&('o', 1), &runs, ring.iter(), later).copied();
+        fn of<'a>(runs: &'a [Run<(char, u8)>], ring: &'a [(char, u8)]) -> Option<&'a (char, u8)> {
+            let holders = runs.iter().rev().flat_map(|run| &run.holders);
+            caretaker(&('o', 1), holders, |node| ring.iter().find(|member| member.0 == node.0))
+        }
+        let who = |ring: &[(char, u8)]| of(&runs, ring).copied();
         assert_eq!(who(&[('a', 1), ('b', 1), ('c', 1)]), Some(('c', 1)));
         assert_eq!(who(&[('a', 1), ('b', 1), ('c', 2)]), Some(('b', 1)), "a life that held it");
         assert_eq!(who(&[('a', 2), ('c', 2), ('d', 1)]), Some(('c', 2)), "else a later one");

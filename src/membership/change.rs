@@ -85,7 +85,31 @@ impl Change {
 
     /// Whether `node` is taken out without having asked.
     pub fn evicts(&self, node: &NodeId) -> bool {
-        self.removed.contains(node) || self.joined.iter().any(|j| j.id.name == node.name)
+        self.removed.binary_search(node).is_ok() || self.joiner_named(&node.name).is_some()
+    }
+
+    fn joiner_named(&self, name: &Name) -> Option<&Member> {
+        let at = self.joined.binary_search_by(|j| j.id.name.cmp(name)).ok()?;
+        Some(&self.joined[at])
+    }
+
+    /// Whether this member is new.
+    pub(super) fn lets_in(&self, member: &Member) -> bool {
+        self.joiner_named(&member.id.name).is_some_and(|joiner| joiner.id == member.id)
+    }
+
+    fn has_left(&self, node: &NodeId) -> bool {
+        self.left.binary_search(node).is_ok()
+    }
+
+    /// Whether a voter may still be one that is not in the ring.
+    fn keeps_voter(&self, voter: &Member) -> bool {
+        !self.has_left(&voter.id) && self.joiner_named(&voter.id.name).is_none()
+    }
+
+    /// Whether a member, or a witness, is as it is in the view after this.
+    fn leaves_as_is(&self, node: &NodeId) -> bool {
+        !self.evicts(node) && !self.has_left(node)
     }
 
     /// All of both. Of one name the newest life joins; of one member that is to go in several ways,
@@ -122,32 +146,71 @@ impl Change {
     }
 }
 
+/// How much there is in a next view.
+#[derive(Debug, PartialEq, Eq)]
+struct Sizes {
+    ring: usize,
+    /// Without those of before who are kept because they are too few.
+    voters: usize,
+    owners: usize,
+}
+
 impl View {
     /// The view after this one.
     ///
     /// # Errors
     /// The change does not fit this view, or may not be made.
     pub fn next(&self, change: &Change) -> Result<View, ChangeError> {
-        self.check(change)?;
-        let number = self.number.checked_add(1).ok_or(ChangeError::TooLarge)?;
+        self.allows(change)?;
         let ring = self.ring_after(change);
-        let leaving = self.leaving_after(change, &ring);
-        if ring.is_empty() || !change.leaving.is_empty() && leaving.len() == ring.len() {
-            return Err(ChangeError::RingEmpty);
-        }
         let voters = self.voters_after(change, &ring);
-        if ring.len() > MEMBERS_MAX || voters.len() > MEMBERS_MAX {
-            return Err(ChangeError::TooLarge);
-        }
-        let (cluster, change) = (self.cluster, change.clone());
-        let (holders, departed) = (Vec::new(), Vec::new());
-        let mut next = View { cluster, number, ring, leaving, voters, holders, departed, change };
+        let cloned = |members: Vec<&Member>| members.into_iter().cloned().collect();
+        let mut next = View {
+            cluster: self.cluster,
+            number: self.number + 1,
+            ring: cloned(ring),
+            leaving: self.leaving_after(change),
+            voters: cloned(voters),
+            holders: Vec::new(),
+            departed: Vec::new(),
+            change: change.clone(),
+        };
         next.holders = holders_after(self, &next);
-        if next.holders.len() > OWNERS_MAX {
-            return Err(ChangeError::TooLarge);
-        }
         next.departed = self.departed_after(&next);
         Ok(next)
+    }
+
+    /// Whether [`View::next`] makes a view of this change. Takes much less than making it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn allows(&self, change: &Change) -> Result<(), ChangeError> {
+        self.check(change)?;
+        let Sizes { ring, voters, owners } = self.sizes_after(change);
+        if ring == 0 || !change.leaving.is_empty() && self.leaving_after(change).len() == ring {
+            return Err(ChangeError::RingEmpty);
+        }
+        let too_many = ring > MEMBERS_MAX || voters > MEMBERS_MAX || owners > OWNERS_MAX;
+        if too_many || self.number >= u64::MAX - 1 {
+            return Err(ChangeError::TooLarge);
+        }
+        Ok(())
+    }
+
+    fn sizes_after(&self, change: &Change) -> Sizes {
+        let (joiners, witnesses): (Vec<&Member>, Vec<&Member>) =
+            change.joined.iter().partition(|joiner| !joiner.witness);
+        let in_ring = |m: &&&Member| self.life_of(&m.id.name).is_some();
+        // Who is replaced is not counted among those who go.
+        let gone = change.removed.iter().chain(&change.left).filter(|id| self.contains(id));
+        let gone = gone.filter(|id| change.joiner_named(&id.name).is_none()).count();
+        let replaced = joiners.iter().filter(in_ring).count();
+        let become_witnesses = witnesses.iter().filter(in_ring).count();
+        let ring = self.ring.len() + joiners.len() - replaced - gone - become_witnesses;
+        let old_witnesses = self.outside().filter(|m| m.witness && change.keeps_voter(m));
+        let voters = ring + witnesses.len() + old_witnesses.count();
+        let settled = change.settled.iter().filter(|id| self.owner(id).is_some()).count();
+        Sizes { ring, voters, owners: self.holders.len() + joiners.len() - settled }
     }
 
     /// Whether `next`, which somebody says was decided, follows from this view by the rules.
@@ -170,7 +233,9 @@ impl View {
             }
         }
         // Leavers agree and vote; whoever is evicted or replaced cannot be counted on.
-        let staying = self.voters.iter().filter(|m| !change.evicts(&m.id)).count();
+        let replaced = change.joined.iter().filter_map(|j| self.voter_named(&j.id.name));
+        let replaced = replaced.filter(|id| change.removed.binary_search(id).is_err()).count();
+        let staying = self.voters.len() - change.removed.len() - replaced;
         if staying < majority(self.voters.len()) {
             return Err(ChangeError::NoMajority { staying, voters: self.voters.len() });
         }
@@ -192,48 +257,49 @@ impl View {
             && change.staying.iter().all(|id| self.is_leaving(id))
             && change.left.iter().all(|id| self.is_leaving(id) || witness(id))
             && change.joined.is_sorted_by(|a, b| a.id.name < b.id.name)
+            && change.joined.iter().all(Member::is_sensible)
             && change.synced.is_sorted_by(|a, b| a.owner < b.owner)
             && change.synced.iter().all(|c| self.contains(&c.owner) && c.view <= self.number)
             && sorted(&change.settled)
             && change.settled.iter().all(|id| !self.contains(id))
+            && change.joined.iter().all(|j| change.settled.binary_search(&j.id).is_err())
     }
 
-    fn ring_after(&self, change: &Change) -> Vec<Member> {
-        let next_life = |name: &Name| change.joined.iter().find(|j| j.id.name == *name);
+    fn ring_after<'a>(&'a self, change: &'a Change) -> Vec<&'a Member> {
         let mut ring = Vec::with_capacity(self.ring.len() + change.joined.len());
         for member in &self.ring {
-            match next_life(&member.id.name) {
-                Some(joiner) if !joiner.witness => ring.push(joiner.clone()),
-                Some(_) => {}
-                None if change.removed.contains(&member.id) => {}
-                None if change.left.contains(&member.id) => {}
-                None => ring.push(member.clone()),
+            match change.joiner_named(&member.id.name) {
+                Some(joiner) if !joiner.witness => ring.push(joiner),
+                None if change.leaves_as_is(&member.id) => ring.push(member),
+                _ => {}
             }
         }
         for joiner in change.joined.iter().filter(|j| !j.witness) {
-            if !ring.iter().any(|m| m.id == joiner.id) {
-                place(&mut ring, joiner.clone());
+            if self.life_of(&joiner.id.name).is_none() {
+                place(&mut ring, joiner);
             }
         }
         untangle(&mut ring);
         ring
     }
 
-    fn leaving_after(&self, change: &Change, ring: &[Member]) -> Vec<NodeId> {
+    fn leaving_after(&self, change: &Change) -> Vec<NodeId> {
         let mut leaving = union(&self.leaving, &change.leaving, &[&change.staying]);
-        leaving.retain(|id| ring.iter().any(|m| m.id == *id));
+        leaving.retain(|id| change.leaves_as_is(id));
         leaving
     }
 
-    /// Who was known here and is not in `next`, of which everything else is complete.
+    /// Who was known here and is not in `next`, of which everything else is complete. All members
+    /// are owners there: who is not is settled, stood outside the ring or was gone before.
     fn departed_after(&self, next: &View) -> Vec<NodeId> {
         let mut known: BTreeMap<&Name, u64> = BTreeMap::new();
-        for id in self.lives() {
-            let last = known.entry(&id.name).or_default();
-            *last = id.incarnation.max(*last);
-        }
-        for id in next.lives() {
-            known.remove(&id.name);
+        let settled = next.change.settled.iter().filter(|id| self.owner(id).is_some());
+        let outside = self.outside().map(|m| &m.id);
+        for id in self.departed.iter().chain(settled).chain(outside) {
+            if next.newest_life(&id.name).is_none() {
+                let last = known.entry(&id.name).or_default();
+                *last = id.incarnation.max(*last);
+            }
         }
         let life = |(name, incarnation): (&Name, u64)| NodeId { name: name.clone(), incarnation };
         let mut departed: Vec<NodeId> = known.into_iter().map(life).collect();
@@ -247,19 +313,17 @@ impl View {
     /// The new ring, the witnesses, and while those are fewer than three also voters of before:
     /// with fewer, a single failure could leave nobody who may decide. Whoever asked to leave is
     /// gone for good and is no use there.
-    fn voters_after(&self, change: &Change, ring: &[Member]) -> Vec<Member> {
+    fn voters_after<'a>(&'a self, change: &'a Change, ring: &[&'a Member]) -> Vec<&'a Member> {
         let mut voters = ring.to_vec();
-        let stays = |m: &&Member| {
-            !change.left.contains(&m.id) && !change.joined.iter().any(|j| j.id.name == m.id.name)
-        };
-        voters.extend(self.voters.iter().filter(|m| m.witness).filter(stays).cloned());
-        voters.extend(change.joined.iter().filter(|j| j.witness).cloned());
+        let stays = |m: &&Member| change.keeps_voter(m);
+        voters.extend(self.outside().filter(|m| m.witness).filter(stays));
+        voters.extend(change.joined.iter().filter(|j| j.witness));
         for former in self.voters.iter().filter(stays) {
             if voters.len() >= VOTERS_MIN {
                 break;
             }
             if !voters.iter().any(|m| m.id.name == former.id.name) {
-                voters.push(former.clone());
+                voters.push(former);
             }
         }
         voters
@@ -317,6 +381,9 @@ pub(super) mod tests {
     fn next(view: &View, change: &Change) -> Result<View, ChangeError> {
         let next = view.next(change)?;
         assert!(view.precedes(&next) && next.is_coherent());
+        let outside = next.outside().filter(|m| m.witness).count();
+        let (ring, owners) = (next.ring.len(), next.holders.len());
+        assert_eq!(view.sizes_after(change), Sizes { ring, voters: ring + outside, owners });
         Ok(next)
     }
 

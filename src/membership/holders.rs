@@ -5,7 +5,10 @@
 //! owner, the runs since its last confirmed sync; all earlier ones are superseded. An owner that
 //! left keeps its runs, frozen, until all its checkpoints live elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +33,8 @@ pub struct HoldingRun {
 pub struct OwnerHolders {
     /// Whose mirror it is.
     pub owner: NodeId,
-    /// Oldest first.
-    pub runs: Vec<HoldingRun>,
+    /// Oldest first. Most often the same as in the view before, and shared with it.
+    pub runs: Arc<Vec<HoldingRun>>,
     /// The first view without it; 0 while it is a member.
     pub left: u64,
 }
@@ -71,10 +74,8 @@ impl SyncFacts {
 
     /// Forgets what `view` no longer asks about.
     pub fn prune(&mut self, view: &View) {
-        let owners: BTreeSet<&NodeId> = view.holders.iter().map(|h| &h.owner).collect();
-        let ring: BTreeSet<&NodeId> = view.ring.iter().map(|m| &m.id).collect();
-        self.confirmed.retain(|owner, _| ring.contains(owner));
-        self.settled.retain(|owner| owners.contains(owner) && !ring.contains(owner));
+        self.confirmed.retain(|owner, _| view.contains(owner));
+        self.settled.retain(|owner| view.owner(owner).is_some_and(OwnerHolders::is_gone));
     }
 
     /// The confirmations that would shorten a list of `view`.
@@ -102,40 +103,53 @@ impl SyncFacts {
 /// The holders of `next`, of which everything else is complete, after those of `view`: the runs go
 /// on, and what its change says of mirrors makes older ones superfluous.
 pub(super) fn holders_after(view: &View, next: &View) -> Vec<OwnerHolders> {
-    let mut runs: BTreeMap<&NodeId, Vec<HoldingRun>> =
-        view.holders.iter().map(|h| (&h.owner, h.runs.clone())).collect();
-    for (owner, holders) in next.holder_sets() {
-        let list = runs.entry(owner).or_default();
-        let same = |run: &HoldingRun| {
-            run.holders.len() == holders.len() && run.holders.iter().all(|h| holders.contains(&h))
-        };
-        // Without a predecessor there is no run: who was the last one still has all that counts.
-        if !holders.is_empty() && !list.last().is_some_and(same) {
-            let holders = holders.into_iter().cloned().collect();
-            list.push(HoldingRun { since: next.number, holders });
+    let Change { joined, settled, synced, .. } = &next.change;
+    let mut owners = Vec::with_capacity(view.holders.len() + joined.len());
+    let rest = view.holders.iter().filter(|h| settled.binary_search(&h.owner).is_err());
+    owners.extend(rest.cloned());
+    let new = joined.iter().filter(|joiner| !joiner.witness).map(|joiner| joiner.id.clone());
+    owners.extend(new.map(|owner| OwnerHolders { owner, runs: Arc::default(), left: 0 }));
+    owners.sort_by(|a, b| a.owner.cmp(&b.owner));
+
+    // All members are among the owners, in the order of their ids.
+    let mut members: Vec<(usize, &NodeId)> =
+        next.ring.iter().map(|member| &member.id).enumerate().collect();
+    members.sort_by_key(|(_, id)| *id);
+    let (mut members, mut synced) = (members.into_iter().peekable(), synced.iter().peekable());
+    for OwnerHolders { owner, runs, left } in &mut owners {
+        match members.next_if(|(_, member)| *member == owner) {
+            Some((at, _)) => {
+                *left = 0;
+                go_on(runs, next, at);
+            }
+            None if *left == 0 => *left = next.number,
+            None => {}
         }
+        if let Some(fact) = synced.next_if(|fact| fact.owner == *owner) {
+            forget(runs, runs.iter().rposition(|run| run.since <= fact.view).unwrap_or(0));
+        }
+        forget(runs, runs.len().saturating_sub(RUNS_MAX));
     }
-    let facts = &next.change;
-    for settled in &facts.settled {
-        runs.remove(settled);
+    owners
+}
+
+fn forget(runs: &mut Arc<Vec<HoldingRun>>, oldest: usize) {
+    if oldest > 0 {
+        Arc::make_mut(runs).drain(..oldest);
     }
-    for Confirmation { owner, view } in &facts.synced {
-        let Some(list) = runs.get_mut(owner) else { continue };
-        let current = list.iter().rposition(|run| run.since <= *view).unwrap_or(0);
-        list.drain(..current);
-    }
-    let left: BTreeMap<&NodeId, u64> = view.holders.iter().map(|h| (&h.owner, h.left)).collect();
-    let members: BTreeSet<&NodeId> = next.ring.iter().map(|m| &m.id).collect();
-    let kept = |(owner, mut runs): (&NodeId, Vec<HoldingRun>)| {
-        runs.drain(..runs.len().saturating_sub(RUNS_MAX));
-        let left = match left.get(owner) {
-            _ if members.contains(owner) => 0,
-            Some(&left) if left > 0 => left,
-            _ => next.number,
-        };
-        OwnerHolders { owner: owner.clone(), runs, left }
+}
+
+/// The runs of the member that stands at position `at` of `next`.
+fn go_on(runs: &mut Arc<Vec<HoldingRun>>, next: &View, at: usize) {
+    let holders = || next.predecessors_of(at).map(|m| &m.id);
+    let same = |run: &HoldingRun| {
+        run.holders.len() == holders().count() && holders().all(|h| run.holders.contains(h))
     };
-    runs.into_iter().map(kept).collect()
+    // Without a predecessor there is no run: who was the last one still has all that counts.
+    if holders().next().is_some() && !runs.last().is_some_and(same) {
+        let holders = holders().cloned().collect();
+        Arc::make_mut(runs).push(HoldingRun { since: next.number, holders });
+    }
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Instance {
     /// Proposes a change and votes for it (rule V1). False if that may not be: the change does not
     /// fit, or this node is bound already.
     pub fn propose(&mut self, change: &Arc<Change>, out: &mut Vec<Step>) -> bool {
-        let may = self.view.is_voter(&self.me) && self.view.next(change).is_ok();
+        let may = self.view.is_voter(&self.me) && self.view.allows(change).is_ok();
         if !may || !self.votes.propose(&self.me, change.clone()) {
             return false;
         }
@@ -137,7 +137,7 @@ impl Instance {
         }
         out.push(Step::Persist);
         self.round_seen = round;
-        let wish = wish.filter(|wish| self.view.next(wish).is_ok());
+        let wish = wish.filter(|wish| self.view.allows(wish).is_ok());
         let (promises, accepted) = Default::default();
         self.lead = Some(Lead { ballot, wish, promises, value: None, accepted });
         self.send_to_voters(out, |_| Some(Body::Prepare(ballot)));
@@ -168,7 +168,7 @@ impl Instance {
             return Pace::Unchanged;
         }
         let leads = |ballot: &Ballot| ballot.rank as usize == rank && ballot.round <= ROUND_MAX;
-        let fits = |change: &Change| self.view.next(change).is_ok();
+        let fits = |change: &Change| self.view.allows(change).is_ok();
         match body {
             Body::Propose(change) if fits(change) => self.proposed(from, change, out),
             Body::Ack => {
@@ -326,7 +326,7 @@ impl Instance {
         let vote_fits = vote.clone().all(|v| v.proposers.iter().all(|p| self.view.is_voter(p)));
         let accepted = promise.accepted.iter().map(|(_, value)| value);
         let values = vote.map(|v| &v.value).chain(accepted);
-        vote_fits && values.into_iter().all(|value| self.view.next(value).is_ok())
+        vote_fits && values.into_iter().all(|value| self.view.allows(value).is_ok())
     }
 
     fn send_to_voters(&self, out: &mut Vec<Step>, body: impl Fn(&NodeId) -> Option<Body>) {
@@ -349,7 +349,7 @@ fn merged(view: &View, lead: &Lead) -> Option<Arc<Change>> {
     let Some(first) = values.first() else { return lead.wish.clone() };
     let all = values.iter().fold(Change::default(), |all, value| all.union(value));
     let union = Arc::new(all);
-    Some(if view.next(&union).is_ok() { union } else { (*first).clone() })
+    Some(if view.allows(&union).is_ok() { union } else { (*first).clone() })
 }
 
 #[cfg(test)]

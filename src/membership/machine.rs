@@ -133,7 +133,7 @@ pub(super) enum Phase {
 /// What a node knows and does while it is on its way out.
 #[derive(Debug, Default)]
 struct Farewell {
-    /// Who showed to have the view without this node, or a later one.
+    /// The voters that showed to have the view without this node, or a later one.
     known: BTreeSet<NodeId>,
     attempts: u32,
     /// When it tells the others again.
@@ -224,7 +224,7 @@ impl Membership {
         let voted = votes.cast.vote.as_ref().map(|vote| &vote.value);
         let accepted = votes.cast.accepted.as_ref().map(|(_, value)| value);
         let mut cast = voted.into_iter().chain(accepted);
-        if !view.is_coherent() || !cast.all(|change| view.next(change).is_ok()) {
+        if !view.is_coherent() || !cast.all(|change| view.allows(change).is_ok()) {
             return Err(ResumeError::Incoherent);
         }
         if view.member(&me.id).is_none() {
@@ -355,7 +355,7 @@ impl Membership {
                 let after = |view: &Arc<View>| view.number + 1 == number;
                 let next = self.view.as_ref().filter(|view| after(view)).map(|v| v.next(&change));
                 if let Some(Ok(next)) = next {
-                    return self.learn(now, Arc::new(next), out);
+                    return self.install(now, Arc::new(next), out);
                 }
                 // Of another view than ours: what follows shows who is behind.
                 Body::Heartbeat(Beat::default())
@@ -364,7 +364,7 @@ impl Membership {
             body => body,
         };
         let Some(view) = self.view.clone() else { return };
-        if self.phase == Phase::Departing && number >= view.number {
+        if self.phase == Phase::Departing && number >= view.number && view.is_voter(&from.id) {
             self.farewell.known.insert(from.id.clone());
         }
         let is_join = matches!(body, Body::Join { .. });
@@ -489,7 +489,7 @@ impl Membership {
         for member in before.everybody() {
             self.send(&member.into(), Body::Decided(change.clone()), out);
         }
-        for joiner in next.everybody().filter(|m| before.member(&m.id).is_none()) {
+        for joiner in next.everybody().filter(|m| change.lets_in(m)) {
             self.send(&joiner.into(), Body::Install(next.clone()), out);
         }
     }
@@ -498,8 +498,8 @@ impl Membership {
     fn say_farewell(&mut self, now: Time, out: &mut Vec<Output>) {
         let Some(view) = self.view.clone() else { return };
         let me = &self.me.id;
-        let known = |voter: &&Member| voter.id == *me || self.farewell.known.contains(&voter.id);
-        if view.voters.iter().filter(known).count() >= majority(view.voters.len()) {
+        let known = self.farewell.known.len() + usize::from(view.is_voter(me));
+        if known >= majority(view.voters.len()) {
             self.phase = Phase::Finished;
             if self.leaving {
                 out.push(Output::Left);
@@ -513,6 +513,7 @@ impl Membership {
             self.config.retry_after * (1 << self.farewell.attempts.min(FAREWELL_DOUBLINGS_MAX));
         (self.farewell.at, self.farewell.attempts) = (now + waits, self.farewell.attempts + 1);
         let change = Arc::new(view.change.clone());
+        let known = |voter: &Member| voter.id == *me || self.farewell.known.contains(&voter.id);
         for voter in view.voters.iter().filter(|voter| !known(voter)) {
             let to = Peer::from(voter);
             self.send(&to, Body::Decided(change.clone()), out);

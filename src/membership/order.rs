@@ -4,7 +4,7 @@
 //! *clash* is an owner with one of its predecessors in its own zone. The order is made so that there
 //! are few. Moving a member moves mirrors, so nobody moves unless that resolves a clash.
 
-use std::collections::BTreeMap;
+use std::{borrow::Borrow, collections::BTreeMap};
 
 use super::{MIRRORS_MAX, Member};
 use crate::name::Name;
@@ -22,10 +22,11 @@ struct Spot {
 }
 
 /// Puts a joiner where it clashes least; behind the last member if that is as good as any.
-pub(super) fn place(ring: &mut Vec<Member>, joiner: Member) {
+pub(super) fn place<M: Borrow<Member>>(ring: &mut Vec<M>, joiner: M) {
+    let has_zone = joiner.borrow().zone.is_some();
     ring.push(joiner);
-    let mut spots = spots(ring);
-    if let Some(spot) = spots.pop().filter(|spot| spot.zone.is_some()) {
+    let mut spots = if has_zone { spots(ring) } else { Vec::new() };
+    if let Some(spot) = spots.pop() {
         let last = ring.len() - 1;
         let at = best_place(&spots, spot);
         ring[at..=last].rotate_right(1);
@@ -33,7 +34,7 @@ pub(super) fn place(ring: &mut Vec<Member>, joiner: Member) {
 }
 
 /// Resolves clashes by moving one member at a time, as long as that helps.
-pub(super) fn untangle(ring: &mut Vec<Member>) {
+pub(super) fn untangle<M: Borrow<Member>>(ring: &mut Vec<M>) {
     let mut spots = spots(ring);
     for _ in 0..MOVES_MAX {
         let Some((from, to)) = helpful_move(&spots) else { return };
@@ -43,18 +44,18 @@ pub(super) fn untangle(ring: &mut Vec<Member>) {
     }
 }
 
-fn spots(ring: &[Member]) -> Vec<Spot> {
+fn spots<M: Borrow<Member>>(ring: &[M]) -> Vec<Spot> {
     let mut numbers: BTreeMap<&Name, usize> = BTreeMap::new();
-    let spot = |member: &'_ Member| (member.zone.clone(), usize::from(member.mirrors));
-    for zone in ring.iter().filter_map(|m| m.zone.as_ref()) {
+    let mut number = |zone| {
         let next = numbers.len();
-        numbers.entry(zone).or_insert(next);
-    }
-    let numbered = |(zone, mirrors): (Option<Name>, usize)| Spot {
-        zone: zone.and_then(|zone| numbers.get(&zone).copied()),
-        mirrors,
+        *numbers.entry(zone).or_insert(next)
     };
-    ring.iter().map(|member| numbered(spot(member))).collect()
+    let mut spots = Vec::with_capacity(ring.len());
+    for member in ring.iter().map(Borrow::borrow) {
+        let mirrors = usize::from(member.mirrors);
+        spots.push(Spot { zone: member.zone.as_ref().map(&mut number), mirrors });
+    }
+    spots
 }
 
 /// A member and where to put it, so that there are fewer clashes than now.

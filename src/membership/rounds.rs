@@ -130,7 +130,7 @@ impl Membership {
         let nobody_fails = Change { removed: Vec::new(), ..change.clone() };
         let neither = Change { removed: Vec::new(), ..nobody_goes.clone() };
         let choices = [change, nobody_goes, nobody_fails, neither];
-        choices.into_iter().find(|change| view.next(change).is_ok()).map(Arc::new)
+        choices.into_iter().find(|change| view.allows(change).is_ok()).map(Arc::new)
     }
 
     /// Its predecessor takes out a failed member, then that one's predecessor, and so on.
@@ -139,16 +139,15 @@ impl Membership {
         let Some(at) = view.position(suspect) else { return RANK_MAX };
         let before = (1..len).map(|step| &view.ring[(at + len - step) % len].id);
         let live = before.filter(|id| !self.detector.is_suspect(id));
-        let rank = live.take_while(|id| **id != self.me.id).count();
-        u32::try_from(rank).unwrap_or(RANK_MAX).min(RANK_MAX)
+        live.take_while(|id| **id != self.me.id).take(RANK_MAX as usize).count() as u32
     }
 
     fn propose_if_due(&mut self, view: &View, now: Time, out: &mut Vec<Output>) {
         self.schedule.propose_at = None;
-        let Some((at, wish)) = self.wish(view, now) else { return };
         if !self.instance.as_ref().is_some_and(|instance| instance.may_propose()) {
             return;
         }
+        let Some((at, wish)) = self.wish(view, now) else { return };
         if at > now {
             self.schedule.propose_at = Some(at);
             return;
@@ -225,7 +224,7 @@ impl Membership {
     /// How many voters before this one seem to live.
     fn live_rank(&self, view: &View) -> u32 {
         let before = view.voters.iter().take_while(|m| m.id != self.me.id);
-        let live = before.filter(|m| !self.detector.is_suspect(&m.id)).count();
-        u32::try_from(live).unwrap_or(RANK_MAX).min(RANK_MAX)
+        let live = before.filter(|m| !self.detector.is_suspect(&m.id));
+        live.take(RANK_MAX as usize).count() as u32
     }
 }

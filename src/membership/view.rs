@@ -1,6 +1,6 @@
 //! Nodes, members and views.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,13 @@ pub struct Member {
     pub mirrors: u8,
 }
 
+impl Member {
+    /// Whether it can be taken in at all.
+    pub(super) fn is_sensible(&self) -> bool {
+        self.witness || (1..=MIRRORS_MAX).contains(&self.mirrors)
+    }
+}
+
 /// What the voters of the view before agreed on: everything that all members see alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct View {
@@ -73,7 +80,8 @@ pub struct View {
 impl View {
     /// The first view of a new cluster: a ring of one.
     pub fn first(cluster: u64, founder: Member) -> Self {
-        let holders = vec![OwnerHolders { owner: founder.id.clone(), runs: Vec::new(), left: 0 }];
+        let holders =
+            vec![OwnerHolders { owner: founder.id.clone(), runs: Arc::default(), left: 0 }];
         let (ring, voters) = (vec![founder.clone()], vec![founder]);
         let (leaving, departed, change) = (Vec::new(), Vec::new(), Change::default());
         Self { cluster, number: 1, ring, leaving, voters, holders, departed, change }
@@ -93,8 +101,7 @@ impl View {
     /// there are. Empty of a stranger.
     pub fn predecessors(&self, node: &NodeId) -> Vec<&Member> {
         let Some(at) = self.position(node) else { return Vec::new() };
-        let wanted = usize::from(self.ring[at].mirrors);
-        self.standing_before(at).take(wanted).collect()
+        self.predecessors_of(at).collect()
     }
 
     /// The first of [`View::predecessors`].
@@ -111,19 +118,20 @@ impl View {
 
     /// Who stands next to `node` on either side: they watch each other. Leaving members too.
     pub fn neighbours(&self, node: &NodeId) -> impl Iterator<Item = &Member> {
+        self.position(node).into_iter().flat_map(|at| self.neighbours_of(at))
+    }
+
+    /// The [`View::neighbours`] of the member at position `at`.
+    pub(super) fn neighbours_of(&self, at: usize) -> impl Iterator<Item = &Member> {
         let len = self.ring.len();
-        let at = self.position(node).filter(|_| len > 1);
-        let before = at.map(|at| &self.ring[(at + len - 1) % len]);
-        let after = at.filter(|_| len > 2).map(|at| &self.ring[(at + 1) % len]);
+        let before = (len > 1).then(|| &self.ring[(at + len - 1) % len]);
+        let after = (len > 2).then(|| &self.ring[(at + 1) % len]);
         before.into_iter().chain(after)
     }
 
-    /// Every member and its [`View::predecessors`].
-    pub(super) fn holder_sets(&self) -> impl Iterator<Item = (&NodeId, Vec<&NodeId>)> {
-        self.ring.iter().enumerate().map(|(at, owner)| {
-            let holders = self.standing_before(at).take(usize::from(owner.mirrors));
-            (&owner.id, holders.map(|m| &m.id).collect())
-        })
+    /// The [`View::predecessors`] of the member at position `at`.
+    pub(super) fn predecessors_of(&self, at: usize) -> impl Iterator<Item = &Member> {
+        self.standing_before(at).take(usize::from(self.ring[at].mirrors))
     }
 
     /// The members that stay, from the one before position `at` backwards.
@@ -133,9 +141,40 @@ impl View {
         before.filter(|m| !self.is_leaving(&m.id))
     }
 
-    /// Whether this life of the node is in the ring.
+    /// Whether this life of the node is in the ring: those and no others are owners that did not
+    /// leave.
     pub fn contains(&self, node: &NodeId) -> bool {
-        self.position(node).is_some()
+        self.owner(node).is_some_and(|owner| !owner.is_gone())
+    }
+
+    /// The life of this node that is in the ring.
+    pub fn life_of(&self, name: &Name) -> Option<&NodeId> {
+        self.owners_named(name).find(|owner| !owner.is_gone()).map(|owner| &owner.owner)
+    }
+
+    /// The life of this node that votes: whoever is in the ring does.
+    pub(super) fn voter_named(&self, name: &Name) -> Option<&NodeId> {
+        let outside = || self.outside().map(|m| &m.id).find(|id| id.name == *name);
+        self.life_of(name).or_else(outside)
+    }
+
+    /// The members of an earlier view that are not in this one, sorted.
+    pub fn gone_since(&self, before: &View) -> Vec<NodeId> {
+        let mut present = self.holders.iter().filter(|h| !h.is_gone()).peekable();
+        let mut gone = Vec::new();
+        for owner in before.holders.iter().filter(|h| !h.is_gone()).map(|h| &h.owner) {
+            while present.next_if(|h| h.owner < *owner).is_some() {}
+            if present.next_if(|h| h.owner == *owner).is_none() {
+                gone.push(owner.clone());
+            }
+        }
+        gone
+    }
+
+    /// The lives of a node that own something, or did and are not settled.
+    fn owners_named(&self, name: &Name) -> impl Iterator<Item = &OwnerHolders> {
+        let first = self.holders.partition_point(|h| h.owner.name < *name);
+        self.holders[first..].iter().take_while(move |h| h.owner.name == *name)
     }
 
     /// The ring member or voter with this id.
@@ -145,24 +184,25 @@ impl View {
 
     /// The ring member or voter with this name, of whichever life.
     pub fn member_named(&self, name: &Name) -> Option<&Member> {
-        self.everybody().find(|m| m.id.name == *name)
+        match self.life_of(name) {
+            Some(life) => self.ring.iter().find(|m| m.id == *life),
+            None => self.outside().find(|m| m.id.name == *name),
+        }
     }
 
     /// The newest life of a node that this view knows, be it gone: a message of that one or of an
     /// older one may still be on its way, and must not bring it back.
     pub fn newest_life(&self, name: &Name) -> Option<&NodeId> {
-        self.lives().filter(|id| id.name == *name).max_by_key(|id| id.incarnation)
-    }
-
-    /// Every life that this view knows, be it gone; some several times.
-    pub(super) fn lives(&self) -> impl Iterator<Item = &NodeId> {
-        let owners = self.holders.iter().map(|h| &h.owner);
-        self.everybody().map(|m| &m.id).chain(owners).chain(&self.departed)
+        let owners = self.owners_named(name).map(|h| &h.owner);
+        let outside = self.outside().map(|m| &m.id).filter(|id| id.name == *name);
+        let departed = self.departed.binary_search_by(|id| id.name.cmp(name)).ok();
+        let all = owners.chain(outside).chain(departed.map(|at| &self.departed[at]));
+        all.max_by_key(|id| id.incarnation)
     }
 
     /// Whether `node` votes on the next view.
     pub fn is_voter(&self, node: &NodeId) -> bool {
-        self.voter_rank(node).is_some()
+        self.contains(node) || self.outside().any(|m| m.id == *node)
     }
 
     /// Where `node` stands among the voters.
@@ -172,12 +212,17 @@ impl View {
 
     /// Whether this view counts `node` in: in the ring, or as a witness.
     pub fn admits(&self, node: &NodeId) -> bool {
-        self.contains(node) || self.voters.iter().any(|m| m.witness && m.id == *node)
+        self.contains(node) || self.outside().any(|m| m.witness && m.id == *node)
+    }
+
+    /// The voters outside the ring.
+    pub(super) fn outside(&self) -> impl Iterator<Item = &Member> {
+        self.voters.iter().skip(self.ring.len())
     }
 
     /// The ring, then the voters outside it.
     pub fn everybody(&self) -> impl Iterator<Item = &Member> {
-        self.ring.iter().chain(self.voters.iter().skip(self.ring.len()))
+        self.ring.iter().chain(self.outside())
     }
 
     /// Who may hold `owner`'s mirrors; of a member, and of one that left and is not settled.
@@ -188,7 +233,7 @@ impl View {
 
     /// The holding runs of `owner`'s mirror, oldest first; empty if there were none.
     pub fn holders_of(&self, owner: &NodeId) -> &[super::HoldingRun] {
-        self.owner(owner).map_or(&[], |holders| &holders.runs)
+        self.owner(owner).map_or(&[], |holders| holders.runs.as_slice())
     }
 
     /// Whether a view from outside can be worked with at all: sizes, order and uniqueness. That it
@@ -208,9 +253,11 @@ impl View {
             && self.holders.len() <= OWNERS_MAX
             && self.holders.iter().all(|h| h.runs.len() <= RUNS_MAX)
             && self.holders.windows(2).all(|pair| pair[0].owner < pair[1].owner)
+            && self.holders.iter().filter(|h| !h.is_gone()).count() == self.ring.len()
+            && self.ring.iter().all(|m| self.contains(&m.id))
             && self.departed.len() <= DEPARTED_MAX
             && self.departed.is_sorted_by(|a, b| a.name < b.name)
-            && self.ring.iter().all(|m| !m.witness && (1..=MIRRORS_MAX).contains(&m.mirrors))
+            && self.ring.iter().all(|m| !m.witness && m.is_sensible())
             && self.leaving.is_sorted_by(|a, b| a < b)
             && self.leaving.iter().all(|id| self.contains(id))
             && unique(&self.voters)

@@ -29,8 +29,8 @@ pub(super) fn runs(view: &View, owner: &NodeId) -> Vec<Run<NodeId>> {
 /// The member that looks after what `owner` left behind when it was lost.
 pub(super) fn caretaker<'a>(view: &'a View, owner: &NodeId) -> Option<&'a NodeId> {
     view.owner(owner)?; // else it is settled
-    let later_life = |m: &NodeId, h: &NodeId| m.name == h.name && m.incarnation > h.incarnation;
-    recovery::caretaker(owner, &runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
+    let holders = view.holders_of(owner).iter().rev().flat_map(|run| &run.holders);
+    recovery::caretaker(owner, holders, |node| view.life_of(&node.name))
 }
 
 /// The runs of a lost owner that had not ended in view `since`.

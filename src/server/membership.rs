@@ -257,10 +257,10 @@ impl Node {
         self.cluster.set(view.cluster);
         let named = |owner: &NodeId| view.owner(owner).is_some();
         self.rehomed.borrow_mut().retain(named);
-        for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
-            self.links.borrow_mut().remove(&gone.id);
-            self.negotiation.borrow_mut().forget(&gone.id);
-            let unlink = Command::Unlink { peer: gone.id.clone() };
+        for gone in before.iter().flat_map(|before| view.gone_since(before)) {
+            self.links.borrow_mut().remove(&gone);
+            self.negotiation.borrow_mut().forget(&gone);
+            let unlink = Command::Unlink { peer: gone };
             if let Err(stopped) = self.data_plane.send(unlink) {
                 return self.stop_because(stopped);
             }

@@ -147,7 +147,8 @@ pub(crate) struct Oracle {
     broken: Option<String>,
     pub(crate) commits_go_on: bool,
     views: BTreeMap<u64, Arc<View>>,
-    votes: BTreeMap<(NodeId, u64), Durable>,
+    /// By the number of the view, then by voter.
+    votes: BTreeMap<u64, BTreeMap<NodeId, Durable>>,
     histories: BTreeMap<Name, History>,
     /// What a machine said in a recovery, by the machine, the memory that it had then, and whose
     /// mirror: what lay there.
@@ -167,15 +168,16 @@ impl Oracle {
     /// The newest view, the one before, and what somebody voted for as the next one.
     pub(crate) fn last_views(&self) -> Vec<Arc<View>> {
         let mut views: Vec<_> = self.views.values().rev().take(2).cloned().collect();
-        let newest = views.first().map(|view| view.number);
-        let votes = self.votes.values().filter(|d| Some(d.view.number) == newest);
-        let changes = votes.flat_map(|durable| {
+        let votes = views.first().and_then(|newest| self.votes.get(&newest.number));
+        let changes = votes.into_iter().flatten().flat_map(|(_, durable)| {
             let cast = &durable.votes.cast;
             let vote = cast.vote.as_ref().map(|vote| &vote.value);
             vote.into_iter().chain(cast.accepted.as_ref().map(|(_, value)| value))
         });
+        // Hundreds vote for the same.
+        let changes: BTreeSet<&Arc<Change>> = changes.collect();
         let next = |change: &Arc<Change>| views[0].next(change).ok().map(Arc::new);
-        let next: Vec<_> = changes.filter_map(next).collect();
+        let next: Vec<_> = changes.into_iter().filter_map(next).collect();
         views.extend(next);
         views
     }
@@ -192,8 +194,9 @@ impl Oracle {
             return false;
         }
         if let Some(before) = self.views.get(&(view.number - 1)) {
+            let votes = self.votes.get(&before.number);
             let voted = before.voters.iter().filter(|voter| {
-                let durable = self.votes.get(&(voter.id.clone(), before.number));
+                let durable = votes.and_then(|votes| votes.get(&voter.id));
                 durable.is_some_and(|durable| {
                     let cast = &durable.votes.cast;
                     let vote = cast.vote.as_ref().is_some_and(|vote| *vote.value == view.change);
@@ -212,10 +215,11 @@ impl Oracle {
 
     /// A voter stored what it must not forget.
     pub(crate) fn stored(&mut self, new: &Durable) {
-        let key = (new.me.id.clone(), new.view.number);
         // One copy of each view for all: a thousand voters would keep a thousand of each.
         let view = self.views.get(&new.view.number).unwrap_or(&new.view).clone();
-        let Some(old) = self.votes.insert(key, Durable { view, ..new.clone() }) else { return };
+        let votes = self.votes.entry(new.view.number).or_default();
+        let durable = Durable { view, ..new.clone() };
+        let Some(old) = votes.insert(new.me.id.clone(), durable) else { return };
         let vote = |d: &Durable| d.votes.cast.vote.as_ref().map(|vote| vote.value.clone());
         let accepted = |d: &Durable| d.votes.cast.accepted.as_ref().map(|(ballot, _)| *ballot);
         if (vote(&old).is_some() && vote(&old) != vote(new))
@@ -262,7 +266,7 @@ impl Oracle {
             |owner: &NodeId, left| history.owners.contains(owner) || left >= history.synced_for;
         let gone = view.holders.iter().filter(|h| h.is_gone() && lost(&h.owner));
         let gone = gone.filter(|h| had_it(&h.owner, h.left));
-        let mut runs = gone.flat_map(|h| &h.runs);
+        let mut runs = gone.flat_map(|h| h.runs.iter());
         runs.any(|run| run.holders.iter().all(lost))
     }
 

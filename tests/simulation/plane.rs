@@ -71,6 +71,12 @@ impl Links {
         self.outgoing.get(peer).filter(|(_, up)| *up).map(|(conn, _)| *conn)
     }
 
+    /// Whether nothing is connected or awaited: an event would be of nothing.
+    fn is_idle(&self) -> bool {
+        let connected = !self.outgoing.is_empty() || !self.incoming.is_empty();
+        !connected && self.works.is_empty() && self.reads.is_empty()
+    }
+
     pub(crate) fn incoming(&self, peer: &NodeId) -> Option<ConnId> {
         self.incoming.get(peer).copied()
     }
@@ -326,6 +332,9 @@ impl Server {
     // The transport.
 
     pub(crate) fn poll_data(self: &Rc<Self>) {
+        if self.links.borrow().is_idle() {
+            return;
+        }
         let mut events = Vec::new();
         self.transport.borrow_mut().poll(&mut events);
         for event in events {

@@ -25,6 +25,8 @@ use ringkeep::{
     transport::{RemoteKey, fake::FakeTransport},
 };
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use crate::{
     Mutant,
     plane::Plane,
@@ -35,6 +37,8 @@ use crate::{
 
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Views of which is kept what was read.
+const READ_VIEWS_MAX: usize = 4;
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// What becomes of a question.
@@ -188,6 +192,10 @@ impl Server {
 
     pub(crate) fn view(&self) -> Option<Arc<View>> {
         self.view.borrow().clone()
+    }
+
+    pub(crate) fn view_number(&self) -> Option<u64> {
+        self.view.borrow().as_ref().map(|view| view.number)
     }
 
     pub(crate) fn is_member(&self) -> bool {
@@ -539,8 +547,11 @@ impl Server {
             self.world.tally.borrow_mut().views += 1;
         }
         let before = self.view.replace(Some(view.clone()));
-        for gone in before.iter().flat_map(|v| &v.ring).filter(|m| !view.contains(&m.id)) {
-            if self.world.params.mutant != Some(Mutant::NoFence) {
+        let gone = before.as_ref().map_or(Vec::new(), |before| view.gone_since(before));
+        if !gone.is_empty() && self.world.params.mutant != Some(Mutant::NoFence) {
+            // In the order of the ring.
+            let is_gone = |m: &&Member| gone.binary_search(&m.id).is_ok();
+            for gone in before.iter().flat_map(|before| &before.ring).filter(is_gone) {
                 self.unlink(&gone.id);
             }
         }
@@ -610,9 +621,7 @@ fn contacts(world: &World, at: usize) -> Vec<std::net::SocketAddr> {
 /// How a process begins: as the life that its memory remembers, or as a new one.
 fn begin(world: &World, at: usize, stored: Option<Durable>, now: Time) -> (Membership, bool) {
     if let Some(stored) = stored {
-        let text = serde_json::to_string(&stored).expect("it can be stored");
-        let stored = serde_json::from_str(&text).expect("it can be read");
-        match Membership::resume(world.config, stored, now) {
+        match Membership::resume(world.config, read_again(world, &stored), now) {
             Ok(machine) => return (machine, true),
             Err(ResumeError::NoPart { .. }) => {}
             Err(error) => panic!("{error}"),
@@ -628,6 +637,27 @@ fn begin(world: &World, at: usize, stored: Option<Durable>, now: Time) -> (Membe
     memory.joining = Some(me.clone());
     let machine = Membership::join(world.config, me, contacts(world, at), now);
     (machine.expect_cluster(CLUSTER), false)
+}
+
+/// What was stored, as it is read. Each view is stored and read once: a thousand have the same.
+fn read_again(world: &World, stored: &Durable) -> Durable {
+    let mut views = world.read_views.borrow_mut();
+    let number = stored.view.number;
+    if let Some((_, read)) = views.get(&number).filter(|(before, _)| *before == stored.view) {
+        let (me, votes) = (again(&stored.me), again(&stored.votes));
+        return Durable { me, view: read.clone(), votes };
+    }
+    let read: Durable = again(stored);
+    views.insert(number, (stored.view.clone(), read.view.clone()));
+    if views.len() > READ_VIEWS_MAX {
+        views.pop_first();
+    }
+    read
+}
+
+fn again<T: Serialize + DeserializeOwned>(stored: &T) -> T {
+    let text = serde_json::to_string(stored).expect("it can be stored");
+    serde_json::from_str(&text).expect("it can be read")
 }
 
 // As `src/server/holders.rs`.
@@ -650,8 +680,8 @@ pub(crate) fn runs(view: &View, owner: &NodeId) -> Vec<Run<NodeId>> {
 
 pub(crate) fn caretaker<'a>(view: &'a View, owner: &NodeId) -> Option<&'a NodeId> {
     view.owner(owner)?; // else it is settled
-    let later_life = |m: &NodeId, h: &NodeId| m.name == h.name && m.incarnation > h.incarnation;
-    recovery::caretaker(owner, &runs(view, owner), view.ring.iter().map(|m| &m.id), later_life)
+    let holders = view.holders_of(owner).iter().rev().flat_map(|run| &run.holders);
+    recovery::caretaker(owner, holders, |node| view.life_of(&node.name))
 }
 
 /// The runs of a lost owner that had not ended in view `since`.

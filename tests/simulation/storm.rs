@@ -124,9 +124,17 @@ fn new_member(world: &World, at: usize) -> Member {
 fn is_whole(world: &World) -> bool {
     let Some(first) = world.server(0).and_then(|server| server.view()) else { return false };
     // That a number has one view only is checked where it is installed.
-    let view_of = |at: usize| world.server(at).and_then(|server| server.view());
-    let in_it = |at: usize| view_of(at).is_some_and(|view| view.number == first.number);
-    first.ring.len() == world.params.nodes
+    let in_it = |at: usize| {
+        let server = world.machines[at].server.borrow();
+        let is = server.as_ref().is_some_and(|s| s.view_number() == Some(first.number));
+        if !is {
+            world.missing.set(at);
+        }
+        is
+    };
+    // This is asked after each step: whoever was missing most often still is.
+    in_it(world.missing.get())
+        && first.ring.len() == world.params.nodes
         && first.leaving.is_empty()
         && (0..world.params.nodes).all(in_it)
 }
@@ -134,7 +142,7 @@ fn is_whole(world: &World) -> bool {
 /// The checkpoints that must be there in the end.
 fn counting(oracle: &Oracle, world: &World) -> Vec<Name> {
     let mut names = oracle.names();
-    let served = |name: &Name| world.servers().iter().any(|server| server.owns(name));
+    let served = |name: &Name| world.owners_of(name).next().is_some();
     names.retain(|name| oracle.counts(name) && (served(name) || !oracle.is_in_doubt(world, name)));
     names
 }
@@ -143,8 +151,7 @@ fn counting(oracle: &Oracle, world: &World) -> Vec<Name> {
 fn is_protected(world: &World) -> bool {
     let oracle = world.oracle.borrow();
     counting(&oracle, world).iter().all(|name| {
-        let mut owners = world.servers();
-        owners.retain(|server| server.owns(name));
+        let owners: Vec<_> = world.owners_of(name).collect();
         let good = |p| matches!(p, Some(Protection::InSync | Protection::Lagging));
         owners.len() == 1 && good(owners[0].protection(name))
     })
@@ -289,10 +296,11 @@ fn weather(world: &World) {
 /// its votes and is there, without this machine. A ring of which a majority lost its memory has to
 /// be started anew by a person; and who is away may be evicted, so that less of a majority remains.
 fn can_spare(world: &World, at: usize) -> bool {
+    let reachable = world.reachable();
     world.oracle.borrow().last_views().iter().all(|view| {
         let there = |member: &&Member| {
             let machine = world.machine_named(&member.id.name);
-            machine != at && remembers(world, machine, &member.id) && world.is_reachable(machine)
+            machine != at && reachable[machine] && remembers(world, machine, &member.id)
         };
         view.voters.iter().filter(there).count() >= majority(view.voters.len())
     })

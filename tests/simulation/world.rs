@@ -2,10 +2,11 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     future::Future,
     net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use futures::{
     task::LocalSpawnExt,
 };
 use ringkeep::{
-    membership::{Config, Durable, Member, Message, NodeId, Peer, Time},
+    membership::{Config, Durable, Member, Message, NodeId, Peer, Time, View},
     name::Name,
     region::Region,
     transport::fake::{self, FakeNet},
@@ -164,6 +165,34 @@ enum Happening {
     },
 }
 
+/// Views that were stored and read again, by number, and what was read.
+type ReadViews = BTreeMap<u64, (Arc<View>, Arc<View>)>;
+
+/// Pairs of machines: nothing goes from the first to the second. In a large ring they are hundreds
+/// of thousands, and each message asks.
+#[derive(Default)]
+struct Cuts {
+    nodes: usize,
+    /// A row for each first one; empty if there are none.
+    table: Vec<bool>,
+}
+
+impl Cuts {
+    fn cut(&mut self, from: usize, to: usize) {
+        self.table.resize(self.nodes * self.nodes, false);
+        self.table[from * self.nodes + to] = true;
+    }
+
+    fn has(&self, from: usize, to: usize) -> bool {
+        self.table.get(from * self.nodes + to).is_some_and(|cut| *cut)
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
+        let cut = self.table.iter().enumerate().filter(|(_, cut)| **cut);
+        cut.map(|(at, _)| (at / self.nodes, at % self.nodes))
+    }
+}
+
 pub(crate) struct World {
     pub(crate) params: Params,
     pub(crate) config: Config,
@@ -172,11 +201,13 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) data: FakeNet,
     pub(crate) weather: Cell<Weather>,
-    /// Pairs of machines: nothing goes from the first to the second.
-    cut: RefCell<BTreeSet<(usize, usize)>>,
+    cuts: RefCell<Cuts>,
     pub(crate) tally: RefCell<Tally>,
     pub(crate) oracle: RefCell<Oracle>,
     pub(crate) founded: Cell<bool>,
+    /// A machine that was not in the view of the first when it was asked last.
+    pub(crate) missing: Cell<usize>,
+    pub(crate) read_views: RefCell<ReadViews>,
     /// A machine whose next mark is the last thing that it does, or that it can send.
     pub(crate) mark_trap: Cell<Option<(usize, bool)>>,
     queue: RefCell<BTreeMap<(Time, u64), Happening>>,
@@ -210,10 +241,12 @@ impl World {
             machines: (0..params.nodes).map(machine).collect(),
             data: FakeNet::with_weather(params.seed ^ 0xda7a, weather),
             weather: Cell::new(Weather { delay_min: 50, delay_max: 200, ..Weather::default() }),
-            cut: RefCell::default(),
+            cuts: RefCell::new(Cuts { nodes: params.nodes, ..Cuts::default() }),
             tally: RefCell::default(),
             oracle: RefCell::default(),
             founded: Cell::new(false),
+            missing: Cell::new(0),
+            read_views: RefCell::default(),
             mark_trap: Cell::new(None),
             queue: RefCell::default(),
             counter: Cell::new(0),
@@ -309,6 +342,13 @@ impl World {
         self.machines.iter().filter_map(|m| m.server.borrow().clone()).collect()
     }
 
+    /// The servers that own a checkpoint of this name.
+    pub(crate) fn owners_of<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = Rc<Server>> {
+        let owns = |server: &&Rc<Server>| server.owns(name);
+        let owner = move |m: &Machine| m.server.borrow().as_ref().filter(owns).cloned();
+        self.machines.iter().filter_map(owner)
+    }
+
     pub(crate) fn new_incarnation(&self, at: usize) -> u64 {
         let incarnation = &self.machines[at].incarnation;
         incarnation.set(incarnation.get() + 1);
@@ -400,24 +440,29 @@ impl World {
     // The network.
 
     pub(crate) fn cut(&self, from: usize, to: usize) {
-        self.cut.borrow_mut().insert((from, to));
+        self.cuts.borrow_mut().cut(from, to);
         self.data.cut(self.machines[from].name.as_str(), self.machines[to].name.as_str());
     }
 
     pub(crate) fn heal(&self) {
-        self.cut.borrow_mut().clear();
+        self.cuts.borrow_mut().table.clear();
         self.data.heal();
     }
 
-    /// Whether a machine's server runs and goes on to, and nothing between it and others is cut.
-    pub(crate) fn is_reachable(&self, at: usize) -> bool {
-        let cut = self.cut.borrow().iter().any(|&(from, to)| from == at || to == at);
-        let stays = self.server(at).is_some_and(|server| !server.leaving.get());
-        stays && !self.is_asleep(at) && !cut
+    /// The machines whose server runs and goes on to, with nothing cut between them and others.
+    pub(crate) fn reachable(&self) -> Vec<bool> {
+        let stays = |at| self.server(at).is_some_and(|server| !server.leaving.get());
+        let mut reachable: Vec<bool> =
+            (0..self.machines.len()).map(|at| stays(at) && !self.is_asleep(at)).collect();
+        for (from, to) in self.cuts.borrow().pairs() {
+            reachable[from] = false;
+            reachable[to] = false;
+        }
+        reachable
     }
 
     pub(crate) fn is_cut(&self, from: usize, to: usize) -> bool {
-        self.cut.borrow().contains(&(from, to))
+        self.cuts.borrow().has(from, to)
     }
 
     pub(crate) fn machine_at(&self, address: SocketAddr) -> usize {

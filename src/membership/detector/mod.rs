@@ -66,7 +66,6 @@ const ACCUSED_MAX: usize = 2;
 const REMEMBERED_MAX: usize = 32;
 /// Most findings that wait to be told.
 const FINDINGS_MAX: usize = 64;
-const FOREVER: Time = Time(u64::MAX);
 
 #[derive(Debug)]
 struct Neighbour {
@@ -136,15 +135,16 @@ impl Detector {
         }
         self.delays.retain(|_, longest| !longest.get(now).is_zero());
 
-        let ring: BTreeSet<&NodeId> = view.ring.iter().map(|m| &m.id).collect();
-        self.suspicions.retain(|suspect, by, _| {
+        self.suspicions.watch(view, |suspect, by| {
             let can_tell = match *by == self.me {
                 true => self.neighbours.contains_key(suspect),
-                false => ring.contains(by),
+                false => view.contains(by),
             };
-            ring.contains(suspect) && can_tell
+            view.contains(suspect) && can_tell
         });
-        self.counters.retain(|id, _| ring.contains(id));
+        for gone in self.view.iter().flat_map(|before| view.gone_since(before)) {
+            self.counters.remove(&gone);
+        }
         self.view = Some(view.clone());
     }
 
@@ -199,21 +199,28 @@ impl Detector {
 
     /// What member `from` says of others. The word of a suspect does not count.
     pub(super) fn report(&mut self, view: &View, from: &NodeId, beat: &Beat, now: Time) {
-        let newest = self.counters.get(from).copied().unwrap_or(0);
-        if beat.counter < newest || !view.contains(from) || self.is_suspect(from) {
+        let newest = self.counters.get_mut(from);
+        let is_old = newest.as_ref().is_some_and(|newest| beat.counter < **newest);
+        if is_old || self.suspicions.contains(from) {
             return;
         }
-        self.counters.insert(from.clone(), beat.counter);
+        match newest {
+            Some(newest) => *newest = beat.counter,
+            None if view.contains(from) => {
+                self.counters.insert(from.clone(), beat.counter);
+            }
+            None => return,
+        }
         let accused: BTreeSet<&NodeId> = beat
             .suspects
             .iter()
             .filter(|id| **id != self.me && *id != from && view.contains(id))
             .take(ACCUSED_MAX)
             .collect();
-        self.suspicions.retain(|suspect, by, _| by != from || accused.contains(suspect));
+        self.suspicions.withdraw_all_but(from, &accused);
         let until = now + self.config.suspicion_after * 2;
         for node in accused {
-            if self.suspicions.accuse(node, from.clone(), now, until) {
+            if self.suspicions.accuse(view, node, from, now, Some(until)) {
                 let (node, by) = (node.clone(), from.clone());
                 note(&mut self.findings, Finding::Accused { node, by });
             }
@@ -223,10 +230,11 @@ impl Detector {
     /// Looks for silence. True when own suspicions are to be told to everybody.
     pub(super) fn poll(&mut self, now: Time) -> bool {
         self.notice_own_delay(now);
-        self.suspicions.retain(|_, _, until| until > now);
+        let Some(view) = &self.view else { return false };
+        self.suspicions.time_passes(now);
         let mut news = std::mem::take(&mut self.retracted);
         for (node, why) in self.silent(now) {
-            if self.suspicions.accuse(&node, self.me.clone(), now, FOREVER) {
+            if self.suspicions.accuse(view, &node, &self.me, now, None) {
                 news = true;
                 note(&mut self.findings, Finding::Suspected { node, why });
             }
@@ -236,9 +244,7 @@ impl Detector {
                 self.suspicions.set_refused(node, true);
             }
         }
-        if let Some(view) = &self.view {
-            self.suspicions.ripen(view, now);
-        }
+        self.suspicions.ripen(now);
         if self.own().is_empty() {
             self.report_at = None;
             return news;
@@ -289,7 +295,7 @@ impl Detector {
         let accused = |id: &NodeId| self.suspicions.is_accused(id, &self.me);
         let quiet = self.neighbours.iter().filter(|(id, _)| !accused(id));
         let silence = quiet.map(|(id, neighbour)| neighbour.heard + self.patience(id, neighbour));
-        silence.chain(self.suspicions.deadlines()).chain(self.report_at).min()
+        silence.chain(self.suspicions.deadline()).chain(self.report_at).min()
     }
 
     /// Whom this node itself does not hear.
