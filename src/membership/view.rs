@@ -46,6 +46,13 @@ pub struct Member {
     pub mirrors: u8,
 }
 
+impl Member {
+    /// Whether a ring can have this member: a witness is asked for nothing.
+    pub(super) fn is_possible(&self) -> bool {
+        self.witness || (1..=MIRRORS_MAX).contains(&self.mirrors)
+    }
+}
+
 /// What the voters of the view before agreed on: everything that all members see alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct View {
@@ -210,7 +217,7 @@ impl View {
             && self.holders.windows(2).all(|pair| pair[0].owner < pair[1].owner)
             && self.departed.len() <= DEPARTED_MAX
             && self.departed.is_sorted_by(|a, b| a.name < b.name)
-            && self.ring.iter().all(|m| !m.witness && (1..=MIRRORS_MAX).contains(&m.mirrors))
+            && self.ring.iter().all(|m| !m.witness && m.is_possible())
             && self.leaving.is_sorted_by(|a, b| a < b)
             && self.leaving.iter().all(|id| self.contains(id))
             && unique(&self.voters)
