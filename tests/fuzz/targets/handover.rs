@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ringkeep::{
-    commit::{Stale, VERSION_MAX, segments},
+    commit::{Parts, Stale, VERSION_MAX, segments},
     handover::{Consumer, ENTRIES, Producer, Submission, bytes_for, create},
     region::{layout::Layout, mapping::Mapping},
     transport::SEGMENTS_MAX,
@@ -26,6 +26,8 @@ struct Input {
 
 #[derive(Debug, Arbitrary)]
 enum Step {
+    /// A whole entry, handed over.
+    Submit { version: Number, len: Number, slot: u8, blocks: bool, ranges: Vec<(Number, Number)> },
     /// A word anywhere.
     Word { at: u16, value: Number },
     /// The head of an entry, with so many ranges or the codes for everything and blocks.
@@ -94,6 +96,17 @@ impl World {
     /// False when the client was let go.
     fn step(&mut self, step: &Step) -> bool {
         match *step {
+            Step::Submit { version, len, slot, blocks, ref ranges } => {
+                let submitted = self.memory.atomic_u64(0).load(Ordering::SeqCst);
+                let entry = (submitted % ENTRIES) as u8;
+                let count = if blocks { Ranges::Blocks } else { Ranges::Count(ranges.len() as u8) };
+                let urgent = 0;
+                self.step(&Step::Head { entry, version, len, slot, ranges: count, urgent });
+                for (which, &(start, end)) in (0..60).zip(ranges) {
+                    self.step(&Step::Range { entry, which, start, end });
+                }
+                self.put(0, submitted.wrapping_add(1));
+            }
             Step::Word { at, value } => self.put(u64::from(at) / 8 * 8, value.beside(self.taken)),
             Step::Head { entry, version, len, slot, ranges, urgent } => {
                 let at = self.entry(entry);
@@ -152,11 +165,13 @@ impl World {
         assert!(got.slot < layout.slots() && got.len <= capacity);
         assert!(got.version > self.last && got.version <= VERSION_MAX);
         self.last = got.version;
-        let mut end = 0;
-        got.changed.for_each(capacity, |extent| {
-            assert!(extent.start < extent.end && extent.end <= capacity && extent.start >= end);
-            end = extent.end;
-        });
+        if got.changed.parts() != Parts::Everything {
+            let mut end = 0;
+            got.changed.for_each(u64::MAX, |extent| {
+                assert!(extent.start < extent.end && extent.end <= capacity && extent.start >= end);
+                end = extent.end;
+            });
+        }
         let mut travel = Vec::new();
         for to in 0..layout.slots() {
             segments(layout, got.slot, to, got.len, &got.changed, &mut travel);

@@ -40,14 +40,14 @@ enum Step<'a> {
         sequence: Number,
         len: Number,
         root: Option<u64>,
-        mine: bool,
-        sealed: bool,
+        other: bool,
+        torn: bool,
         word: Option<Number>,
     },
     /// An honest version.
     Commit { slot: u8, sequence: u8, len: u16 },
     /// A sync mark.
-    Mark { which: bool, view: Number, sealed: bool },
+    Mark { which: bool, view: Number, torn: bool },
     /// One more bit is wrong.
     Flip { at: u32, bit: u8 },
 }
@@ -80,14 +80,14 @@ fn take(region: &Region, step: &Step<'_>) {
             region.write_payload(slot, 0, &bytes[..fits]).expect("it fits");
             rehash(region, slot, len);
         }
-        Step::Record { slot, sequence, len, root, mine, sealed, word } => {
+        Step::Record { slot, sequence, len, root, other, torn, word } => {
             let slot = slot_of(slot);
             let len = len.beside(capacity);
             let right = layout.chunks(len.min(capacity));
             let mut table = vec![0; 8 * right as usize];
             mapping.read_at(layout.table(slot), &mut table).expect("inside");
             let record = Record {
-                checkpoint: if mine { IDENTITY.checkpoint } else { 8 },
+                checkpoint: if other { 8 } else { IDENTITY.checkpoint },
                 epoch: 1,
                 generation: IDENTITY.generation,
                 sequence: sequence.beside(5),
@@ -95,7 +95,7 @@ fn take(region: &Region, step: &Step<'_>) {
                 root: root.unwrap_or(Root::of(&table).word()),
             };
             let mut bytes = record.encode();
-            if !sealed {
+            if torn {
                 bytes[RECORD_BYTES - 1] ^= 1;
             }
             put(layout.slot(slot), &bytes);
@@ -109,13 +109,13 @@ fn take(region: &Region, step: &Step<'_>) {
             let record = unsafe { region.publish(slot, 1, u64::from(sequence) + 1, len) };
             assert_eq!(region.verify(slot), Ok(record), "what was published is valid");
         }
-        Step::Mark { which, view, sealed } => {
+        Step::Mark { which, view, torn } => {
             let mark = Mark { view: view.beside(9), epoch: 1, incarnation: 1 };
             let (before, other) = (mark_bytes(region, 0), mark_bytes(region, 1));
             region.set_mark(mark);
             assert_eq!((region.mark(), region.free_mark()), (Ok(mark), 1));
             let mut bytes = mark_bytes(region, 0);
-            if !sealed {
+            if torn {
                 bytes[17] ^= 4;
             }
             let places = if which { [before, bytes] } else { [bytes, other] };

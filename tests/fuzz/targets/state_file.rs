@@ -29,11 +29,11 @@ struct Input<'a> {
 
 #[derive(Debug, Arbitrary)]
 struct Slot<'a> {
-    magic: bool,
-    this_boot: bool,
+    foreign: bool,
+    other_boot: bool,
     sequence: Number,
     len: Number,
-    sealed: bool,
+    torn: bool,
     payload: Payload<'a>,
 }
 
@@ -99,18 +99,18 @@ fn write(file: &fs::File, slot: u64, with: &Slot<'_>) -> (Vec<u8>, bool) {
         }
     };
     let mut header = [0; 48];
-    header[..8].copy_from_slice(if with.magic { b"rkstate1" } else { b"rkstate0" });
+    header[..8].copy_from_slice(if with.foreign { b"rkstate0" } else { b"rkstate1" });
     header[8..16].copy_from_slice(&with.sequence.beside(3).to_le_bytes());
-    let boot = u128::from_str_radix(BOOT, 16).expect("digits") ^ u128::from(!with.this_boot);
+    let boot = u128::from_str_radix(BOOT, 16).expect("digits") ^ u128::from(with.other_boot);
     header[16..32].copy_from_slice(&boot.to_be_bytes());
     let len = with.len.beside(payload.len() as u64);
     header[32..40].copy_from_slice(&len.to_le_bytes());
     let sum = XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&header[..40]), &payload);
-    header[40..].copy_from_slice(&(sum ^ u64::from(!with.sealed)).to_le_bytes());
+    header[40..].copy_from_slice(&(sum ^ u64::from(with.torn)).to_le_bytes());
     let at = slot * SLOT_BYTES;
     file.write_all_at(&header, at).expect("room");
     file.write_all_at(&payload, at + 48).expect("room");
-    (payload, with.magic && with.this_boot && with.sealed)
+    (payload, !with.foreign && !with.other_boot && !with.torn)
 }
 
 fn honest(members: u8) -> Durable {

@@ -70,7 +70,7 @@ enum Step<'a> {
 struct Frame {
     kind: u8,
     sequence: Number,
-    generation: bool,
+    other_connection: bool,
     key: WhichKey,
     epoch: Option<u64>,
     view: Option<u64>,
@@ -317,7 +317,7 @@ impl Frame {
             6 => FrameKind::Ack,
             _ => FrameKind::ReadData,
         };
-        let generation = generation ^ u64::from(!self.generation);
+        let generation = generation ^ u64::from(self.other_connection);
         let stamp = Stamp { epoch: self.epoch.unwrap_or(5), view: self.view.unwrap_or(3) };
         let sequence = self.sequence.beside(sequence);
         Header { stamp, ..Header::answer(kind, generation, sequence) }
