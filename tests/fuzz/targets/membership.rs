@@ -49,7 +49,7 @@ enum Step {
         cluster: Option<Number>,
         view: Number,
         to: Option<(u8, Number)>,
-        body: Said,
+        body: Box<Said>,
     },
     Leave,
     HandedOver,
