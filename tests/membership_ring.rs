@@ -7,7 +7,12 @@ mod membership_net;
 use std::{collections::BTreeSet, time::Duration};
 
 use membership_net::{Faults, Net};
-use ringkeep::membership::{Change, Config, Event, JoinRefusal, NodeId};
+use ringkeep::{
+    Name,
+    membership::{
+        Body, Change, Config, Event, JoinRefusal, Member, Membership, Message, NodeId, Peer, Time,
+    },
+};
 
 const SECOND: u64 = 1000;
 
@@ -332,6 +337,27 @@ fn the_name_of_a_live_member_is_refused_to_another_node() {
     let refusals = &net.nodes["impostor"].refusals;
     assert!(matches!(refusals[..], [JoinRefusal::NameInUse { .. }]), "{refusals:?}");
     assert_eq!(net.view_of("a").number, 3);
+}
+
+#[test]
+fn a_joiner_that_no_ring_can_have_does_not_keep_others_out() {
+    let member = |name, mirrors| Member {
+        id: NodeId { name: Name::new(name).unwrap(), incarnation: 1 },
+        address: ([127, 0, 0, 1], 7000).into(),
+        witness: false,
+        zone: None,
+        mirrors,
+    };
+    let mut machine = Membership::found(Config::default(), member("a", 1), 1, Time(1));
+    for joiner in [member("b", 0), member("c", 255), member("d", 1)] {
+        let (from, body) = (Peer::from(&joiner), Body::Join { member: joiner, forwarded: false });
+        let message = Message { cluster: 1, view: 0, to: None, body };
+        machine.handle(Time(1), Event::Received { from, message }, &mut Vec::new());
+    }
+    machine.handle(Time(1), Event::Tick, &mut Vec::new());
+    let view = machine.view().unwrap();
+    assert!(view.is_coherent(), "{view:?}");
+    assert!(view.ring.iter().map(|m| m.id.name.as_str()).eq(["a", "d"]), "{view:?}");
 }
 
 #[test]

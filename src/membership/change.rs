@@ -257,7 +257,7 @@ impl View {
             && change.staying.iter().all(|id| self.is_leaving(id))
             && change.left.iter().all(|id| self.is_leaving(id) || witness(id))
             && change.joined.is_sorted_by(|a, b| a.id.name < b.id.name)
-            && change.joined.iter().all(Member::is_sensible)
+            && change.joined.iter().all(Member::is_possible)
             && change.synced.is_sorted_by(|a, b| a.owner < b.owner)
             && change.synced.iter().all(|c| self.contains(&c.owner) && c.view <= self.number)
             && sorted(&change.settled)
@@ -333,6 +333,7 @@ impl View {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::membership::MIRRORS_MAX;
 
     pub(in crate::membership) fn member(name: &str, incarnation: u64) -> Member {
         let id = NodeId { name: Name::new(name).unwrap(), incarnation };
@@ -462,6 +463,15 @@ pub(super) mod tests {
         assert!(matches!(late(&settled), Err(ChangeError::NotNewer { .. })));
         let back = next(&settled, &join(&[member("b", 2)])).unwrap();
         assert!(back.departed.is_empty(), "the member stands for its older lives");
+    }
+
+    #[test]
+    fn a_member_wants_one_copy_at_least_and_not_too_many() {
+        let with = |mirrors| next(&founded(&["a"]), &join(&[Member { mirrors, ..member("b", 1) }]));
+        assert!(with(1).is_ok() && with(MIRRORS_MAX).is_ok());
+        for mirrors in [0, MIRRORS_MAX + 1] {
+            assert_eq!(with(mirrors), Err(ChangeError::Misfit), "{mirrors}");
+        }
     }
 
     #[test]

@@ -198,7 +198,7 @@ impl Membership {
         forwarded: bool,
         out: &mut Vec<Output>,
     ) {
-        let Some(view) = self.view.clone().filter(|_| member.is_sensible()) else { return };
+        let Some(view) = self.view.clone().filter(|_| member.is_possible()) else { return };
         let joiner = Peer::from(&member);
         if view.admits(&member.id) {
             if self.may_answer(&member.id, now) {

@@ -47,8 +47,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether it can be taken in at all.
-    pub(super) fn is_sensible(&self) -> bool {
+    /// Whether a ring can have this member: a witness is asked for nothing.
+    pub(super) fn is_possible(&self) -> bool {
         self.witness || (1..=MIRRORS_MAX).contains(&self.mirrors)
     }
 }
@@ -257,7 +257,7 @@ impl View {
             && self.ring.iter().all(|m| self.contains(&m.id))
             && self.departed.len() <= DEPARTED_MAX
             && self.departed.is_sorted_by(|a, b| a.name < b.name)
-            && self.ring.iter().all(|m| !m.witness && m.is_sensible())
+            && self.ring.iter().all(|m| !m.witness && m.is_possible())
             && self.leaving.is_sorted_by(|a, b| a < b)
             && self.leaving.iter().all(|id| self.contains(id))
             && unique(&self.voters)

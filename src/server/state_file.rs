@@ -83,6 +83,9 @@ pub enum StoreStateError {
         /// Its length in bytes.
         len: usize,
     },
+    /// The sequence ends with what is stored.
+    #[error("no voting state can follow the one that is stored")]
+    Last,
     /// The system refused, for instance because memory is full.
     #[error("storing the voting state: {0}")]
     System(#[from] io::Error),
@@ -167,7 +170,7 @@ impl StateFile {
         if payload.len() > STATE_BYTES_MAX {
             return Err(StoreStateError::TooBig { len: payload.len() });
         }
-        let (slot, sequence) = self.next();
+        let (slot, sequence) = self.next().ok_or(StoreStateError::Last)?;
         for (at, bytes) in self.writes(slot, sequence, &payload) {
             self.file.write_all_at(bytes.as_ref(), at)?;
         }
@@ -182,8 +185,10 @@ impl StateFile {
         Self { file, boot: BootId([0; 16]), newest: None }
     }
 
-    fn next(&self) -> (u64, u64) {
-        self.newest.map_or((0, 1), |(slot, sequence)| (1 - slot, sequence + 1))
+    /// Where the next state goes, and its sequence number.
+    fn next(&self) -> Option<(u64, u64)> {
+        let Some((slot, sequence)) = self.newest else { return Some((0, 1)) };
+        Some((1 - slot, sequence.checked_add(1)?))
     }
 
     /// What to write where, in this order.
@@ -226,8 +231,7 @@ impl StateFile {
             return Err(Invalid::OtherBoot);
         }
         let (sequence, len) = (word(&header, 8), word(&header, 32));
-        // A sequence has a successor.
-        if len > STATE_BYTES_MAX as u64 || sequence == u64::MAX {
+        if len > STATE_BYTES_MAX as u64 {
             return Err(Invalid::Foreign);
         }
         let begin = at + HEADER_BYTES as u64;
@@ -289,7 +293,7 @@ mod tests {
                 let mut file = StateFile::open(&path, BOOT).unwrap();
                 (1..=stored).for_each(|n| file.store(&state(n)).unwrap());
                 let payload = postcard::to_stdvec(&state(9)).unwrap();
-                let (slot, sequence) = file.next();
+                let (slot, sequence) = file.next().unwrap();
                 let writes = file.writes(slot, sequence, &payload);
                 let bytes = |(at, b): &(u64, std::borrow::Cow<'_, [u8]>)| {
                     b.iter().enumerate().map(|(i, b)| (at + i as u64, *b)).collect::<Vec<_>>()
@@ -322,7 +326,7 @@ mod tests {
         file.file.write_all_at(&[0xff], SLOT_BYTES + HEADER_BYTES as u64).unwrap();
         drop(file);
         let mut file = StateFile::open(&path, BOOT).unwrap();
-        assert_eq!((file.load::<State>(), file.next().0), (Some(state(1)), 1));
+        assert_eq!((file.load::<State>(), file.next()), (Some(state(1)), Some((1, 2))));
         file.store(&state(3)).unwrap();
         assert_eq!(file.load::<State>(), Some(state(3)));
     }
@@ -341,6 +345,20 @@ mod tests {
         drop(rebooted);
         std::fs::write(&path, [0xa5; 4096]).unwrap();
         assert_eq!(StateFile::open(&path, BOOT).unwrap().load::<State>(), None);
+    }
+
+    #[test]
+    fn a_state_that_none_can_follow_is_kept_and_none_is_stored() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("node.state");
+        let mut file = StateFile::open(&path, BOOT).unwrap();
+        file.newest = Some((0, u64::MAX - 1));
+        file.store(&state(1)).unwrap();
+        drop(file);
+        let mut file = StateFile::open(&path, BOOT).unwrap();
+        assert_eq!(file.load::<State>(), Some(state(1)), "I8 nobody votes after amnesia");
+        assert!(matches!(file.store(&state(2)), Err(StoreStateError::Last)));
+        assert_eq!(file.load::<State>(), Some(state(1)));
     }
 
     #[test]
