@@ -53,6 +53,8 @@ pub(super) struct Stream {
     writable: bool,
     /// The peer is gone: read until the end shows, however short the reads are.
     hung_up: bool,
+    /// Something was received since [`Stream::heard`] was asked.
+    heard: bool,
     inbox: Inbox,
 }
 
@@ -79,7 +81,7 @@ impl Stream {
 
     fn new(socket: OwnedFd) -> Self {
         let inbox = Inbox { bytes: vec![0; INBOX_LEN].into(), start: 0, end: 0 };
-        Self { socket, readable: false, writable: false, hung_up: false, inbox }
+        Self { socket, readable: false, writable: false, hung_up: false, heard: false, inbox }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -91,6 +93,15 @@ impl Stream {
         self.hung_up |= flags.intersects(gone);
         self.readable |= flags.intersects(EventFlags::IN | gone);
         self.writable |= flags.intersects(EventFlags::OUT | gone);
+    }
+
+    /// The next turn looks whether there is something to receive.
+    pub(super) fn look(&mut self) {
+        self.readable = true;
+    }
+
+    pub(super) fn heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
     }
 
     /// The outcome of a connect that [`Stream::note`] heard of.
@@ -191,6 +202,7 @@ impl Stream {
                 // A short read emptied the socket: the next bytes will be a new edge. The end of
                 // the stream is no further edge, once it was told.
                 self.readable = got == asked || self.hung_up;
+                self.heard = true;
                 Ok(got)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
