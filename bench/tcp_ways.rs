@@ -6,6 +6,7 @@
 //! is the one that the others are divided by; below 1 is better.
 
 use std::{
+    cell::RefCell,
     fs::File,
     hint::black_box,
     io::{ErrorKind, Read, Write},
@@ -47,11 +48,15 @@ fn main() {
         let medians = in_turns(&ways, |way| round_trips(way, len));
         row(len, ways.iter().map(Way::name).zip(medians));
     }
-    println!("bytes from memory, median µs (beside the first)");
     let ways = [Bulk::Copied, Bulk::File, Bulk::Uncopied];
-    for len in [64 << 10, 1 << 20, 16 << 20, 256 << 20] {
-        let medians = in_turns(&ways, |way| transfers(way, len));
-        row(len, ways.iter().map(Bulk::name).zip(medians));
+    for (what, written) in
+        [("just written, as in a commit", true), ("at rest, as in a copy", false)]
+    {
+        println!("bytes from memory {what}, median µs (beside the first)");
+        for len in [64 << 10, 1 << 20, 16 << 20, 256 << 20] {
+            let medians = in_turns(&ways, |way| transfers(way, len, written));
+            row(len, ways.iter().map(Bulk::name).zip(medians));
+        }
     }
 }
 
@@ -80,11 +85,13 @@ fn in_turns<W: Copy>(ways: &[W], run: impl Fn(W) -> Vec<f64>) -> Vec<f64> {
     taken.into_iter().map(median).collect()
 }
 
-/// Exchanges until the time of a turn is over, after as many that are not counted.
-fn timed(mut exchange: impl FnMut()) -> Vec<f64> {
+/// Exchanges until the time of a turn is over, after as many that are not counted. What an exchange
+/// begins with is not timed.
+fn timed(mut begin: impl FnMut(), mut exchange: impl FnMut()) -> Vec<f64> {
     let began = Instant::now();
     let mut micros = Vec::new();
     while began.elapsed() < TIME_PER_TURN || micros.len() < 4 {
+        begin();
         let began = Instant::now();
         exchange();
         micros.push(began.elapsed().as_secs_f64() * 1e6);
@@ -229,7 +236,7 @@ fn round_trips(way: Way, len: usize) -> Vec<f64> {
         }
     });
     let (mut near, bytes) = (End::new(near, way), vec![1; len]);
-    let taken = timed(|| assert!(near.exchange(&bytes, &mut [0; ANSWER])));
+    let taken = timed(|| (), || assert!(near.exchange(&bytes, &mut [0; ANSWER])));
     drop(near);
     responder.join().unwrap();
     taken
@@ -305,7 +312,7 @@ fn memory(len: usize) -> (File, MmapMut) {
     (file, bytes)
 }
 
-fn transfers(way: Bulk, len: usize) -> Vec<f64> {
+fn transfers(way: Bulk, len: usize, written: bool) -> Vec<f64> {
     let (mut near, mut far) = pair();
     allow_uncopied(&near);
     let receiver = thread::spawn(move || {
@@ -315,8 +322,14 @@ fn transfers(way: Bulk, len: usize) -> Vec<f64> {
         }
     });
     let (file, bytes) = memory(len);
-    let taken = timed(|| {
-        let mut sent = 0;
+    let bytes = RefCell::new(bytes);
+    let write = || {
+        if written {
+            bytes.borrow_mut().fill(3);
+        }
+    };
+    let taken = timed(write, || {
+        let (bytes, mut sent) = (bytes.borrow(), 0);
         while sent < len {
             sent += way.send(&near, &file, &bytes, sent);
         }
