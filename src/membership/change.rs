@@ -155,6 +155,13 @@ struct Sizes {
     owners: usize,
 }
 
+impl Sizes {
+    fn of(view: &View) -> Self {
+        let (ring, owners) = (view.ring.len(), view.holders.len());
+        Self { ring, voters: ring + view.outside().filter(|m| m.witness).count(), owners }
+    }
+}
+
 impl View {
     /// The view after this one.
     ///
@@ -177,6 +184,7 @@ impl View {
         };
         next.holders = holders_after(self, &next);
         next.departed = self.departed_after(&next);
+        debug_assert_eq!(self.sizes_after(change), Sizes::of(&next), "{self:?} {change:?}");
         Ok(next)
     }
 
@@ -382,9 +390,6 @@ pub(super) mod tests {
     fn next(view: &View, change: &Change) -> Result<View, ChangeError> {
         let next = view.next(change)?;
         assert!(view.precedes(&next) && next.is_coherent());
-        let outside = next.outside().filter(|m| m.witness).count();
-        let (ring, owners) = (next.ring.len(), next.holders.len());
-        assert_eq!(view.sizes_after(change), Sizes { ring, voters: ring + outside, owners });
         Ok(next)
     }
 
