@@ -144,7 +144,7 @@ impl Play {
         self.ring.wait(seen, "the stopped node's end", |status| members(status, NODES - 1));
         if let Some(heir) = heir {
             let mut before = self.open_writer(heir, self.writer.acknowledged);
-            let began = self.writer.acknowledged;
+            let began = self.writer.found;
             self.ring.node(stopped).resume();
             assert!(!before.acknowledges(u64::MAX / 2), "two services write one checkpoint");
             let last = before.acknowledged;

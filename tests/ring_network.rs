@@ -337,7 +337,7 @@ fn a_stopped_server_finds_itself_evicted_and_acknowledges_nothing_late() {
         let heir = taken_over(&cluster.client(1), "state", b"before", b"by the heir");
         let stream = cluster.node(2).socket();
         let mut stream = Writer::open(&stream, "stream", SEED, writer.acknowledged);
-        let began = stream.acknowledged;
+        let began = stream.found;
         assert!(stream.acknowledges(20));
         cluster.node(0).resume();
 

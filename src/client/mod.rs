@@ -193,6 +193,10 @@ impl Client {
     /// Opens a checkpoint for writing. This process is its only writer until the [`Checkpoint`]
     /// is dropped or somebody takes it over.
     ///
+    /// What it finds may be newer than the last version that was acknowledged as mirrored: one that
+    /// was on its way when its writer ended. Until [`Checkpoint::mirrored`] says so it survives no
+    /// loss of this node, like any that nobody waited for.
+    ///
     /// # Errors
     /// [`FailureKind::OwnedElsewhere`] names the node whose service has it; others say what is
     /// missing. Nothing was changed.

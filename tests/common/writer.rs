@@ -41,8 +41,11 @@ pub enum Said {
 pub struct Writer {
     child: Child,
     said: mpsc::Receiver<Said>,
-    /// The last version that was acknowledged or found at opening.
+    /// The last version that was acknowledged, to this one or one before.
     pub acknowledged: u64,
+    /// The version found at opening. It may be a later one, that nobody was told is mirrored: as
+    /// long as it is not, it goes with its node.
+    pub found: u64,
 }
 
 impl Writer {
@@ -65,7 +68,7 @@ impl Writer {
                 }
             }
         });
-        Self { child, said, acknowledged: 0 }
+        Self { child, said, acknowledged: 0, found: 0 }
     }
 
     /// Starts one and waits until it has opened the checkpoint with at least this version.
@@ -75,7 +78,7 @@ impl Writer {
         match writer.next() {
             Some(Said::Opened(version)) => {
                 assert!(version >= at_least, "LOST: {at_least} acknowledged, {version} found");
-                writer.acknowledged = version;
+                (writer.acknowledged, writer.found) = (at_least, version);
             }
             other => panic!("instead of opening: {other:?}"),
         }
