@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::FileExt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -138,16 +138,12 @@ fn joined_in_time(mapping: &Arc<Mapping>, bytes: Range<u64>, time: Duration) -> 
     if STALLED.load(Ordering::Relaxed) > 0 {
         return false; // this one would wait for the same
     }
-    // Whoever comes second, to give it up or to have done it, knows of the other.
-    let ended = Arc::new(AtomicBool::new(false));
-    let (tell, told) = mpsc::sync_channel(1);
-    let call = {
-        let (mapping, ended) = (mapping.clone(), ended.clone());
-        move || {
-            let _ = tell.send(mapping.collapse(bytes).is_ok());
-            if ended.swap(true, Ordering::AcqRel) {
-                STALLED.fetch_sub(1, Ordering::Relaxed);
-            }
+    // Without room for a message, telling fails exactly when it was given up.
+    let (tell, told) = mpsc::sync_channel(0);
+    let mapping = mapping.clone();
+    let call = move || {
+        if tell.send(mapping.collapse(bytes).is_ok()).is_err() {
+            STALLED.fetch_sub(1, Ordering::Relaxed);
         }
     };
     if thread::Builder::new().name("join-pages".to_owned()).spawn(call).is_err() {
@@ -155,11 +151,7 @@ fn joined_in_time(mapping: &Arc<Mapping>, bytes: Range<u64>, time: Duration) -> 
     }
     told.recv_timeout(time).unwrap_or_else(|_| {
         STALLED.fetch_add(1, Ordering::Relaxed);
-        let done = ended.swap(true, Ordering::AcqRel);
-        if done {
-            STALLED.fetch_sub(1, Ordering::Relaxed);
-        }
-        done && told.try_recv().unwrap_or(false)
+        false
     })
 }
 
