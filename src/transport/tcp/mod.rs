@@ -337,25 +337,24 @@ impl TcpTransport {
     fn drive(&mut self, id: ConnId, events: &mut Vec<Event>) -> bool {
         let Some(connection) = self.connections.get_mut(&id) else { return false };
         connection.queued = false;
-        let outcome = match &mut connection.role {
+        let (outcome, heard) = match &mut connection.role {
             Role::Offered | Role::Awaited { .. } => return false,
             Role::Initiator(initiator) => {
                 let outcome = initiator.drive(id, &mut self.keys, events);
                 if !initiator.is_connecting() {
                     connection.deadline = None;
                 }
-                outcome
+                (outcome, initiator.stream.heard())
             }
             Role::Responder(responder) => {
                 let outcome = responder.drive(id, &self.keys);
+                let heard = responder.stream.heard();
                 if responder.is_refused() && connection.deadline.is_none() {
                     self.set_deadline(id, self.timeouts.silence);
                 }
-                outcome
+                (outcome, heard)
             }
         };
-        let heard = self.connections.get_mut(&id).and_then(|it| it.stream());
-        let heard = heard.is_some_and(Stream::heard);
         if heard {
             self.busy = Some(id);
         }
