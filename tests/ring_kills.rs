@@ -7,7 +7,7 @@
 mod common;
 
 use common::{
-    LIMIT, Ring, bytes_of, get, members, name,
+    Ring, bytes_of, get, listed_owner, members, name,
     payload::{self, Random},
     poll, transport,
     writer::{self, Writer},
@@ -214,14 +214,8 @@ impl Play {
 
     /// On the node that owns it now.
     fn open_anywhere(&mut self, acknowledged: u64) {
-        let home = self.home;
-        let ring = &self.ring;
-        let owner = poll("the checkpoint in the ring's listing", || {
-            let listed = ring.client(home).list().map_err(|e| e.to_string())?;
-            let found = listed.iter().find(|c| c.name.as_str() == "state");
-            let owner = found.ok_or_else(|| format!("it is not in {listed:?}"))?;
-            ring.index_of(owner.owner.as_str()).ok_or_else(|| format!("{LIMIT:?}: {owner:?}"))
-        });
+        let owner = listed_owner(&self.ring.client(self.home), "state");
+        let owner = self.ring.index_of(&owner).expect("a node of this ring");
         self.open_writer(owner, acknowledged);
     }
 }

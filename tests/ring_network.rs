@@ -10,6 +10,7 @@ use std::{thread, time::Duration};
 
 use common::{
     cluster::{Cluster, with_cluster},
+    listed_owner,
     network::not_tested,
     poll, views,
     writer::{self, Writer},
@@ -87,12 +88,7 @@ fn taken_over(client: &Client, name: &str, found: &[u8], then: &[u8]) -> Checkpo
 /// that the checkpoint is now, and finds everything that was acknowledged.
 fn goes_on_anywhere(cluster: &Cluster, mut writer: Writer, name: &str, versions: u64) -> u64 {
     let acknowledged = writer.kill_9();
-    let owner = poll("the checkpoint in the listing", || {
-        let listed = cluster.client(0).list().map_err(|e| e.to_string())?;
-        let found = listed.iter().find(|c| c.name.as_str() == name);
-        let found = found.ok_or_else(|| format!("it is not in {listed:?}"))?;
-        Ok(cluster.index_of(found.owner.as_str()))
-    });
+    let owner = cluster.index_of(&listed_owner(&cluster.client(0), name));
     let mut again = Writer::open(&cluster.node(owner).socket(), name, SEED, acknowledged);
     assert!(again.acknowledges(versions), "nobody else has it");
     again.kill_9()

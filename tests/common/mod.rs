@@ -196,6 +196,17 @@ pub fn get(client: &Client, wanted: &str) -> (u64, Vec<u8>) {
     (fetched.version, bytes_of(fetched))
 }
 
+/// The node that owns a checkpoint, as soon as the listing that this client gets says so.
+#[track_caller]
+pub fn listed_owner(client: &Client, wanted: &str) -> String {
+    poll("the checkpoint in the ring's listing", || {
+        let listed = client.list().map_err(|e| e.to_string())?;
+        let found = listed.iter().find(|c| c.name.as_str() == wanted);
+        let found = found.ok_or_else(|| format!("it is not in {listed:?}"))?;
+        Ok(found.owner.to_string())
+    })
+}
+
 /// What was fetched.
 pub fn bytes_of(fetched: ringkeep::client::Fetched) -> Vec<u8> {
     let mut bytes = Vec::new();
