@@ -5,13 +5,16 @@
 //! file in memory into memory that was written before, and one byte back. The first way of each table
 //! is the one that the others are divided by; below 1 is better.
 
+#[path = "transport/pair.rs"]
+mod pair;
+
 use std::{
     cell::RefCell,
     fs::File,
     hint::black_box,
     io::{ErrorKind, Read, Write},
     mem::MaybeUninit,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::fd::{AsRawFd, OwnedFd},
     thread,
     time::{Duration, Instant},
@@ -19,6 +22,7 @@ use std::{
 
 use io_uring::{IoUring, opcode, types::Fd};
 use memmap2::{MmapMut, MmapOptions};
+use pair::pair;
 use rustix::{
     event::{
         Timespec,
@@ -97,17 +101,6 @@ fn timed(mut begin: impl FnMut(), mut exchange: impl FnMut()) -> Vec<f64> {
         micros.push(began.elapsed().as_secs_f64() * 1e6);
     }
     micros.split_off(micros.len() / 2)
-}
-
-fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    for socket in [&near, &far] {
-        socket.set_nodelay(true).unwrap();
-        let _ = rustix::net::sockopt::set_tcp_congestion(socket, "cubic");
-    }
-    (near, far)
 }
 
 /// How somebody learns that bytes are there, and gets them.

@@ -3,16 +3,18 @@
 //! `cargo bench --bench transport_tcp`. Differences under 1.5x on a shared machine prove nothing;
 //! the ratios are what counts. A 16-byte answer stands for the acknowledgement in the raw rows.
 
+#[path = "transport/pair.rs"]
+mod pair;
 #[path = "transport/mod.rs"]
 mod transport;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{TcpListener, TcpStream},
     thread,
     time::Instant,
 };
 
+use pair::pair;
 use transport::{Figures, measure, ours, pin};
 
 /// Raw and ours take turns so often, and the best turn counts: a shared machine has bad moments.
@@ -53,14 +55,9 @@ fn best(len: u64, window: u64, better: impl Fn(&Figures, &Figures) -> bool) -> (
 }
 
 fn raw(len: u64, window: u64) -> Figures {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (mut far, _) = listener.accept().unwrap();
-    for socket in [&near, &far] {
-        socket.set_nodelay(true).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let _ = rustix::net::sockopt::set_tcp_congestion(socket, "cubic");
-    }
+    let (mut near, mut far) = pair();
+    near.set_nonblocking(true).unwrap();
+    far.set_nonblocking(true).unwrap();
     let responder = thread::spawn(move || {
         pin(1);
         let mut place = vec![1; len as usize];
